@@ -1,0 +1,228 @@
+"""Settings: validated, frozen, from TOML files and `section.key=value` overrides.
+
+Flow:
+    1. `read_settings` reads a TOML file and the files it `extends`, nearest file first;
+    2. lays the overrides of the command line on top;
+    3. validates the whole against a `Section` class, naming the nearest key for an unknown one;
+    4. the result is frozen and travels through the program; `dump_toml` writes it back.
+
+Precedence, low to high: a field's default, the extended file, the file, the override.
+TOML has no null, so the string "none" stands for it, in files and overrides alike.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from summerlm.core.errors import UsageError
+
+NONE = "none"  # how null is written in TOML and on the command line
+
+
+class Section(BaseModel):
+    """One group of settings; a field's docstring says what it means and in which unit."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_settings(schema: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
+    """Read, merge and validate settings.
+
+    Args:
+        schema: The settings class to fill.
+        path: A TOML file, or None to start from the defaults.
+        overrides: Texts of the form `section.key=value`, the last one winning.
+
+    Returns:
+        The validated, frozen settings.
+
+    Raises:
+        UsageError: If a file is missing or no TOML, an override has no `=`, a key is unknown,
+            or a value has the wrong type or range; the message names the file and the key.
+    """
+    values = _read_file(path, ()) if path is not None else {}
+    for text in overrides:
+        _apply_override(values, text)
+    return validate(schema, values, origin=str(path) if path is not None else "settings")
+
+
+def validate(schema: type[S], values: Mapping[str, Any], origin: str) -> S:
+    """Check plain values against a settings class.
+
+    Args:
+        schema: The settings class to fill.
+        values: Nested tables of plain values, as a TOML file holds them.
+        origin: Where the values come from, for the error message.
+
+    Returns:
+        The validated, frozen settings.
+
+    Raises:
+        UsageError: If a key is unknown or a value doesn't fit.
+    """
+    try:
+        # JSON mode: strict about types, and yet lists become tuples and strings paths
+        return schema.model_validate_json(json.dumps(_nulls(values), default=str))
+    except ValidationError as error:
+        raise UsageError(f"{origin}: {_explain(schema, error)}") from None
+
+
+def dump_toml(settings: Section) -> str:
+    """Write settings as TOML that `read_settings` reads back to equal settings."""
+    return tomli_w.dumps(_denulls(settings.model_dump(mode="json")))
+
+
+def differences(old: Section, new: Section) -> dict[str, tuple[Any, Any]]:
+    """Compare two settings of one class.
+
+    Args:
+        old: The first settings.
+        new: The second settings.
+
+    Returns:
+        The dotted keys whose values differ, each with the (old, new) values; None where a key
+        is missing on one side.
+    """
+    a, b = flatten(old), flatten(new)
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def flatten(settings: Section) -> dict[str, Any]:
+    """Give settings as one flat table from dotted key to plain value."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", settings.model_dump(mode="json")))
+
+
+def known_keys(schema: type[Section]) -> list[str]:
+    """List the dotted keys of a settings class; `*` stands for a name that the user chooses."""
+
+    def walk(prefix: str, annotation: Any) -> Iterator[str]:
+        section = _section_of(annotation)
+        if section is None:
+            yield prefix.removesuffix(".")
+            return
+        if get_origin(annotation) is dict:
+            prefix += "*."
+        for name, field in section.model_fields.items():
+            yield from walk(f"{prefix}{name}.", field.annotation)
+
+    return list(walk("", schema))
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """Find the section class inside `Section`, `dict[str, Section]` or `Section | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((s for a in get_args(annotation) if (s := _section_of(a)) is not None), None)
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UsageError(f"{path}: `extends` goes round in a circle")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: can't be read as TOML: {error}") from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UsageError(f"{path}: `extends` must be the path of one settings file")
+    return _merge(_read_file(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `top` over `base`, table by table; a value or list replaces the one below it whole."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _apply_override(values: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise UsageError(f"override {text!r}: write it as section.key=value")
+    table = values
+    for name in names[:-1]:
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"override {text!r}: {name} is a value, not a section")
+        table = inner
+    table[names[-1]] = _parse_value(raw.strip())
+
+
+def _parse_value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw  # a bare word is a string, so that quotes needn't survive the shell
+
+
+def _nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nulls(inner) for key, inner in value.items()}
+    return None if value == NONE else value
+
+
+def _denulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _denulls(inner) for key, inner in value.items()}
+    return NONE if value is None else value
+
+
+def _explain(schema: type[Section], error: ValidationError) -> str:
+    """Turn the first of pydantic's errors into one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"no setting {key}{_nearest(schema, key)}"
+    if first["type"] == "missing":
+        return f"setting {key} is missing"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {first['input']!r}: should be {message}"
+
+
+def _nearest(schema: type[Section], key: str) -> str:
+    parts = key.split(".")
+    candidates = []
+    for known in known_keys(schema):
+        names = known.split(".")
+        if len(names) == len(parts):  # a user's own name stands where the schema has a star
+            names = [p if n == "*" else n for n, p in zip(names, parts, strict=True)]
+        candidates.append(".".join(names))
+        candidates.append(names[0])
+    if close := difflib.get_close_matches(key, candidates, n=1, cutoff=0.6):
+        return f"; did you mean {close[0]}?"
+    same_leaf = [c for c in candidates if c.rsplit(".", 1)[-1] == parts[-1]]
+    return f"; did you mean {same_leaf[0]}?" if same_leaf else ""
