@@ -1,0 +1,281 @@
+"""One event of a run, written to every place that someone reads.
+
+Flow: `recipes` make a `Recorder` with the sinks of the run; `train`'s hooks call
+`Recorder.write(kind, **fields)`; each sink takes what it can show.
+
+Kinds: "train" is one completed step and the only kind with a `loss`; "validation", "sample",
+"checkpoint", "resume" and "incident" are what the hooks report.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from summerlm.core.errors import UsageError
+from summerlm.core.files import write_atomically
+
+
+class Sink(Protocol):
+    """A place that events go to."""
+
+    def write(self, kind: str, fields: dict[str, Any]) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class Recorder:
+    """Hands each event to all sinks.
+
+    Args:
+        sinks: Where the events go.
+    """
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Record one event.
+
+        Args:
+            kind: What happened; see the module's list.
+            fields: Plain values; non-finite floats become null.
+        """
+        for sink in self._sinks:
+            sink.write(kind, fields)
+
+    def close(self) -> None:
+        """Finish all sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class JsonLines:
+    """Appends events to a file, an object a line, flushed at once.
+
+    A disk that refuses never stops the training: the alarm is the missing row, and the
+    checkpoint that fails next.
+
+    Args:
+        path: The file.
+        kinds: The kinds to keep, or None for all.
+    """
+
+    def __init__(self, path: Path, kinds: Iterable[str] | None = None) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._kinds = None if kinds is None else frozenset(kinds)
+
+    def write(self, kind: str, fields: dict[str, Any]) -> None:
+        """Append one event."""
+        if self._kinds is not None and kind not in self._kinds:
+            return
+        row = json.dumps(_finite({"kind": kind, **fields}), allow_nan=False, ensure_ascii=False)
+        try:
+            self._file.write(row + "\n")
+            self._file.flush()
+        except OSError as error:
+            print(f"warning: {self._file.name}: {error.strerror}; row not written")
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # a full disk's refusal, which `write` has reported
+            self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; a line that a crash cut short at the end is left out.
+
+    Args:
+        path: The file; may be missing.
+
+    Returns:
+        Its rows in order.
+
+    Raises:
+        UsageError: If a line other than the last holds no JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UsageError(f"{path}: line {number} is no JSON") from None
+    return rows
+
+
+def cut_rows(path: Path, last_step: int) -> int:
+    """Drop the rows past a step, so that a resumed run writes each step once.
+
+    Args:
+        path: A file of JSON lines with a `step` each; may be missing.
+        last_step: The last step whose rows stay.
+
+    Returns:
+        How many rows went.
+    """
+    rows = read_rows(path)
+    kept = [row for row in rows if row.get("step", 0) <= last_step]
+    if path.exists():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        write_atomically(path, text.encode())
+    return len(rows) - len(kept)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class ConsoleSink:
+    """Shows a run to a person: a live bar on a terminal, plain lines elsewhere.
+
+    Args:
+        console: Where to print.
+        total_tokens: The run's budget, for the bar and the time left.
+        every_steps: How often a plain line is printed.
+    """
+
+    def __init__(self, console: Console, total_tokens: int, every_steps: int) -> None:
+        self._console = console
+        self._every = every_steps
+        self._total = total_tokens
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step {task.fields[step]}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]}"),
+                TextColumn("{task.fields[rate]} tokens/s  {task.fields[left]} left"),
+                console=console,
+            )
+            self._task = self._bar.add_task(
+                "", total=total_tokens, step=0, loss="-", rate="-", left="-"
+            )
+            self._bar.start()
+
+    def write(self, kind: str, fields: dict[str, Any]) -> None:
+        """Show one event."""
+        if kind == "train":
+            self._show_step(fields)
+        elif text := fields.get("text"):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _show_step(self, row: dict[str, Any]) -> None:
+        speed = row["tokens_per_second"]
+        left = format_seconds((self._total - row["tokens"]) / speed) if speed else "-"
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=row["tokens"],
+                step=row["step"],
+                loss=f"{row['loss']:.4f}",
+                rate=f"{speed:,.0f}",
+                left=left,
+            )
+        elif row["step"] == 1 or row["step"] % self._every == 0 or row["tokens"] >= self._total:
+            self._console.print(
+                f"step {row['step']:>6}  loss {row['loss']:.4f}  rate {row['lr']:.2e}  "
+                f"norm {row['grad_norm']:.2f}  {speed:,.0f} tokens/s  {left} left",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class TensorBoardSink:
+    """Writes every number of an event to TensorBoard; needs the extra `summerlm[track]`.
+
+    Args:
+        folder: Where the event files go.
+
+    Raises:
+        UsageError: If TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                "run.tensorboard = true needs TensorBoard: pip install 'summerlm[track]'"
+            ) from None
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, kind: str, fields: dict[str, Any]) -> None:
+        """Write one event's numbers under `kind/name`."""
+        for name, value in fields.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{kind}/{name}", value, fields.get("step", 0))
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class Stopwatch:
+    """Measures how fast tokens go by, with a clock that never jumps.
+
+    The speed is that of the last steps, so that compilation in the first one doesn't blur it.
+
+    Args:
+        window: How many steps the speed is averaged over.
+    """
+
+    def __init__(self, window: int = 20) -> None:
+        self._window = window
+        self._ticks = [(time.monotonic(), 0)]
+
+    def tick(self, tokens: int) -> float:
+        """Note that more tokens are done.
+
+        Args:
+            tokens: Tokens since the tick before.
+
+        Returns:
+            Tokens per second over the window.
+        """
+        self._ticks.append((time.monotonic(), self._ticks[-1][1] + tokens))
+        self._ticks = self._ticks[-self._window - 1 :]
+        (start, before), (now, done) = self._ticks[0], self._ticks[-1]
+        return (done - before) / max(now - start, 1e-9)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people.
+
+    Args:
+        seconds: The duration, at least 0.
+
+    Returns:
+        For instance "42 s", "3 min 20 s" or "5 h 10 min".
+
+    Example:
+        >>> format_seconds(42.4), format_seconds(200), format_seconds(18600)
+        ('42 s', '3 min 20 s', '5 h 10 min')
+    """
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
