@@ -1,0 +1,1 @@
+"""Documents to batches: sources, lanes, mixture, packing and the loader."""
