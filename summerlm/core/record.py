@@ -47,7 +47,7 @@ class Recorder:
 
         Args:
             kind: What happened; see the module's list.
-            fields: Plain values; non-finite floats become null.
+            **fields: Plain values; non-finite floats become null.
         """
         for sink in self._sinks:
             sink.write(kind, fields)

@@ -17,7 +17,7 @@ def derive_seed(*parts: int | str) -> int:
     """Make a seed that depends on all its parts and on nothing else.
 
     Args:
-        parts: What the draw belongs to, for instance (run seed, "dropout", step, micro-batch).
+        *parts: What the draw belongs to, for instance (run seed, "dropout", step, micro-batch).
 
     Returns:
         An integer in [0, 2^63).

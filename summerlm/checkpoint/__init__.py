@@ -1,0 +1,1 @@
+"""Checkpoints: the state of a run on disk, whole or absent."""

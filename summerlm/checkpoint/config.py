@@ -1,0 +1,14 @@
+"""Settings of saving."""
+
+from pydantic import Field
+
+from summerlm.core.config import Section
+
+
+class CheckpointConfig(Section):
+    """When a run is saved and how many saves are kept."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two saves; none saves at the end and on request only."""
+    keep_last: int = Field(default=2, ge=1)
+    """Verified checkpoints that are kept, besides the one a longer run can start from."""

@@ -1,0 +1,1 @@
+"""Training: one run, from batches to weights."""

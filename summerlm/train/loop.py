@@ -1,0 +1,116 @@
+"""The loop of a run: a generator of completed steps, and nothing else.
+
+Flow: `recipes` iterates over `train` and calls `hooks` with each `Event`; saving, validation,
+samples and records all hang there, never in here.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from summerlm.data.batch import Batch
+from summerlm.data.loader import Loader, Step
+from summerlm.train.guards import SkipGuard
+from summerlm.train.step import Stepper
+
+
+@dataclass(frozen=True)
+class Event:
+    """One completed step, read from the device.
+
+    Attributes:
+        step: Its number, from 1.
+        tokens: Targets trained on so far, this step's included.
+        loss: Mean cross-entropy in nats.
+        grad_norm: Gradient norm before clipping.
+        rate: The schedule's factor that the step used.
+        ok: Whether the update was made.
+        source_loss: Mean cross-entropy by source, for the sources the step drew from.
+        source_tokens: Targets by source.
+        batch_sha: Hash of the step's ids and borders.
+        data_wait_s: Seconds the step waited for its batch.
+        data_state: The data's state after the step.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    grad_norm: float
+    rate: float
+    ok: bool
+    source_loss: Mapping[str, float]
+    source_tokens: Mapping[str, int]
+    batch_sha: str
+    data_wait_s: float
+    data_state: dict[str, Any]
+
+
+def train(
+    stepper: Stepper,
+    loader: Loader,
+    rate_at: Callable[[int], float],
+    guard: SkipGuard,
+    *,
+    start_tokens: int,
+    last_step: int,
+    sources: list[str],
+    device: torch.device,
+) -> Iterator[Event]:
+    """Run steps until the last one; the caller may stop between two.
+
+    The result of a step is read from the device only after the next batch lies ready, so that
+    the device's queue is seldom empty.
+
+    Args:
+        stepper: Makes the steps.
+        loader: Gives the batches, from the first step that is to be made.
+        rate_at: The schedule: targets trained on before a step to its rate factor.
+        guard: Stops a run that has diverged.
+        start_tokens: Targets trained on before the first step made here.
+        last_step: Number of the run's last step.
+        sources: Names of the sources, in the batches' order.
+        device: Where the model is.
+
+    Yields:
+        Each step, when it is complete.
+
+    Raises:
+        DivergedError: If too many steps in a row were not finite.
+    """
+    tokens = start_tokens
+    batches = iter(loader)
+    item, batch, wait = _fetch(batches, device)
+    while True:
+        rate = rate_at(tokens)
+        result = stepper(batch, item.number, rate)
+        done, waited, now = item, wait, batch.targets.numel()
+        if done.number < last_step:
+            item, batch, wait = _fetch(batches, device)
+        tokens += now
+        loss, norm, ok = torch.stack((result.loss, result.grad_norm, result.ok.float())).tolist()
+        nats, counts = result.source_nats.tolist(), result.source_targets.tolist()
+        guard.see(done.number, bool(ok))
+        yield Event(
+            step=done.number,
+            tokens=tokens,
+            loss=loss,
+            grad_norm=norm,
+            rate=rate,
+            ok=bool(ok),
+            source_loss={s: n / c for s, n, c in zip(sources, nats, counts, strict=True) if c},
+            source_tokens=done.tokens_by_source,
+            batch_sha=done.sha,
+            data_wait_s=waited,
+            data_state=done.state,
+        )
+        if done.number >= last_step:
+            return
+
+
+def _fetch(batches: Iterator[Step], device: torch.device) -> tuple[Step, Batch, float]:
+    start = time.monotonic()
+    item = next(batches)
+    return item, item.batch.to(device), time.monotonic() - start
