@@ -1,0 +1,1 @@
+"""Model: ids -> hidden states -> loss, and the settings that shape them."""

@@ -1,0 +1,159 @@
+"""The training objective, without ever holding all logits.
+
+Flow: takes the final hidden states of `transformer.Transformer` and the targets of a batch;
+returns sums, which `train.step` adds over micro-batches and ranks before the one division that
+makes them a mean. Logits, N * Vp float32, would be the largest tensor of a step: here a chunk of
+rows makes its logits, its loss and its gradients at once, and is forgotten.
+
+Shapes: N tokens (B * T flattened), D width, V vocabulary, Vp vocabulary padded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # target of a token that carries no loss; torch's own default
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over the targets that count."""
+
+    total: Tensor
+    """Cross-entropy and z-loss in nats, (), float32, differentiable."""
+    count: Tensor
+    """Targets that counted, (), int64."""
+    per_target: Tensor
+    """Cross-entropy of each target in nats, (N,), float32, detached; 0 where ignored."""
+
+
+def next_token_loss(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    vocabulary: int,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+    chunk_tokens: int = 2048,
+) -> Loss:
+    """Sum the cross-entropy of all targets, and make its gradients on the way.
+
+    Args:
+        hidden: Final hidden states, (N, D), any float dtype.
+        head: Output embedding, (Vp, D); rows from `vocabulary` on are padding and never win.
+        targets: Id of each next token, (N,), int64; `IGNORE` where none counts.
+        vocabulary: Token ids that exist, V <= Vp.
+        soft_cap: Logits become cap * tanh(logits / cap); None leaves them.
+        z_loss: Weight of the squared log partition function, which keeps logits from drifting.
+        chunk_tokens: Rows of logits alive at once, at least 1.
+
+    Returns:
+        The sums; the mean is `total / count`, NaN where no target counts.
+
+    Raises:
+        ValueError: If `hidden` and `targets` disagree on N.
+
+    Source:
+        Chowdhery et al. 2022, arXiv:2204.02311, section 5 (z-loss); Hsu et al. 2024,
+        arXiv:2410.10989, section 3.2 (gradients made in the forward pass).
+
+    Example:
+        >>> hidden, head = torch.zeros(4, 8), torch.zeros(16, 8)
+        >>> targets = torch.tensor([1, 2, IGNORE, 3])
+        >>> loss = next_token_loss(hidden, head, targets, vocabulary=10)
+        >>> round((loss.total / loss.count).item(), 4), loss.count.item()  # ln 10: a guess
+        (2.3026, 3)
+    """
+    if hidden.shape[0] != targets.shape[0]:
+        raise ValueError(f"{hidden.shape[0]} hidden states but {targets.shape[0]} targets")
+    total, per_target = _ChunkedLoss.apply(
+        hidden, head, targets, vocabulary, soft_cap, z_loss, chunk_tokens, torch.is_grad_enabled()
+    )
+    return Loss(total, (targets != IGNORE).sum(), per_target)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of losses whose gradients exist when the forward pass ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        vocabulary: int,
+        soft_cap: float | None,
+        z_loss: float,
+        chunk_tokens: int,
+        with_gradients: bool,
+    ) -> tuple[Tensor, Tensor]:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.dtype
+        weight = head.to(dtype)  # once, not once a chunk
+        total = hidden.new_zeros((), dtype=torch.float32)
+        per_target = torch.zeros_like(targets, dtype=torch.float32)
+        if with_gradients:
+            ctx.hidden_gradient = torch.empty_like(hidden)
+            ctx.head_gradient = torch.zeros_like(head, dtype=torch.float32)
+        with torch.autocast(kind, enabled=False):  # dtypes are explicit below
+            for start in range(0, len(targets), chunk_tokens):
+                rows = slice(start, start + chunk_tokens)
+                h = hidden[rows].to(dtype)
+                logits = F.linear(h, weight).float()  # (chunk, Vp); bf16 sums lose the tail
+                loss, z = _lose(logits, targets[rows], vocabulary, soft_cap, z_loss)
+                per_target[rows] = loss
+                total += loss.sum() + z
+                if with_gradients:
+                    g = logits.to(dtype)  # `_lose` left the gradient in its place
+                    ctx.hidden_gradient[rows] = g @ weight
+                    ctx.head_gradient += g.T @ h
+        ctx.head_dtype = head.dtype
+        ctx.mark_non_differentiable(per_target)
+        return total, per_target
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0]
+        hidden = ctx.hidden_gradient * scale.to(ctx.hidden_gradient.dtype)
+        head = (ctx.head_gradient * scale).to(ctx.head_dtype)
+        return hidden, head, None, None, None, None, None, None
+
+
+def _lose(
+    logits: Tensor, targets: Tensor, vocabulary: int, soft_cap: float | None, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Turn a chunk of logits into losses, and in place into the gradient of their sum.
+
+    Args:
+        logits: Raw logits, (chunk, Vp), float32; afterwards d(sum of losses) / d(raw logits).
+        targets: Ids, (chunk,), int64, or `IGNORE`.
+        vocabulary: Token ids that exist.
+        soft_cap: See `next_token_loss`.
+        z_loss: See `next_token_loss`.
+
+    Returns:
+        Cross-entropy of each target, (chunk,), 0 where ignored, and the summed z-loss, ().
+    """
+    logits[:, vocabulary:] = 0  # finite for the cap's slope; cut off below
+    slope = None
+    if soft_cap is not None:
+        logits.div_(soft_cap).tanh_()
+        slope = 1 - logits.square()  # of cap * tanh(x / cap)
+        logits.mul_(soft_cap)
+    logits[:, vocabulary:] = -torch.inf
+    counts = targets != IGNORE
+    index = targets.where(counts, 0)[:, None]
+    partition = logits.logsumexp(-1)  # (chunk,)
+    loss = (partition - logits.gather(1, index)[:, 0]).where(counts, 0)
+    z = z_loss * partition.square().where(counts, 0).sum()
+
+    weight = (1 + 2 * z_loss * partition).where(counts, 0)  # of the softmax in each row
+    logits.sub_(partition[:, None]).exp_().mul_(weight[:, None])
+    logits.scatter_add_(1, index, -counts[:, None].float())
+    if slope is not None:
+        logits.mul_(slope)
+    return loss, z

@@ -1,0 +1,66 @@
+"""Root-mean-square normalisation, and the learned factor on a branch.
+
+Flow: used by `attention` (queries and keys) and `transformer` (before each branch, at the end).
+
+Shapes: D channels, whatever stands before them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Bring the last dimension to a mean square of one, then scale each channel.
+
+    The root stands over mean square + eps, so that a row of zeros has a gradient; written out,
+    because eager `F.rms_norm` is slower on CPUs and compiled code fuses either.
+
+    Args:
+        channels: Size of the last dimension.
+        eps: Added to the mean square.
+
+    Source:
+        Zhang & Sennrich 2019, arXiv:1910.07467.
+
+    Example:
+        >>> RMSNorm(2, eps=1e-12)(torch.tensor([[1.0, 7.0]])) * 5  # root of mean square: 5
+        tensor([[1., 7.]], grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: Any shape that ends in `channels`, any float dtype.
+
+        Returns:
+            Same shape and dtype as `x`; the statistics are float32.
+        """
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight).type_as(x)
+
+
+class LayerScale(nn.Module):
+    """Scale what a branch adds to the residual stream, each channel by a learned factor.
+
+    Args:
+        channels: Model width D.
+        value: First value of every factor.
+
+    Source:
+        Touvron et al. 2021, arXiv:2103.17239, section 3.
+    """
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale an update of the residual stream, (B, T, D); the result has its dtype."""
+        return (x * self.weight).type_as(x)

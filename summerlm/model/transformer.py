@@ -1,0 +1,186 @@
+"""The model: a pre-norm, decoder-only transformer.
+
+Flow:
+    1. `Positions` turns a batch's shape and documents into a `Frame`, shared by all layers;
+    2. `Block` after `Block` adds what attention and MLP find to the residual stream;
+    3. the final norm gives hidden states, which `loss.next_token_loss` takes with `head_weight`,
+       and `Transformer.logits` turns into logits where all of them are wanted.
+Made by `init.build`.
+
+Shapes: B rows, T positions, D width, H query heads, C channels a head, V vocabulary,
+Vp vocabulary padded.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from summerlm.model.attention import Attention, Frame, Memory
+from summerlm.model.bias import key_channels, query_channels
+from summerlm.model.config import ModelConfig
+from summerlm.model.mlp import MLP
+from summerlm.model.norm import LayerScale, RMSNorm
+from summerlm.model.rotary import rotary_table
+
+
+class Positions(nn.Module):
+    """Constant tables about positions; they hold no weights and are in no checkpoint.
+
+    Args:
+        config: The model's settings.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    query_channels: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name, table in self._tables(torch.get_default_device()).items():
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, tokens: Tensor, documents: Tensor | None, start: int) -> Frame:
+        """Frame a batch.
+
+        Args:
+            tokens: Ids, (B, T).
+            documents: Document of each token, (B, T), or None where each row is one document.
+            start: Position of the first token along its row.
+
+        Returns:
+            What all layers share.
+
+        Raises:
+            ValueError: If the rows reach past the context.
+        """
+        T, context = tokens.shape[1], self.config.context
+        if start + T > context:
+            raise ValueError(f"a row of {start + T} tokens is longer than the context ({context})")
+        here = slice(start, start + T)
+        positions = torch.arange(start, start + T, device=tokens.device)
+        keys = key_channels(positions, torch.zeros_like(tokens) if documents is None else documents)
+        return Frame(self.cos[here], self.sin[here], self.query_channels, keys)
+
+    def _tables(self, device: torch.device) -> dict[str, Tensor]:
+        config, C = self.config, self.config.head_dim
+        cos, sin = rotary_table(config.context, C, config.rope_base, device)
+        channels = query_channels(config.heads, C**-0.5, config.alibi)
+        return {"cos": cos, "sin": sin, "query_channels": channels.to(device)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the model to a device, yet stay float32 and true, also after `to_empty`."""
+        super()._apply(fn, recurse)
+        for name, table in self._tables(self.cos.device).items():
+            setattr(self, name, table)
+        return self
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on a normalised copy of the residual stream it adds to.
+
+    Args:
+        config: The model's settings.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, eps, scale = config.width, config.norm_eps, config.layer_scale
+        self.attention_norm = RMSNorm(D, eps)
+        self.attention = Attention(config)
+        self.attention_scale = LayerScale(D, scale) if scale is not None else nn.Identity()
+        self.mlp_norm = RMSNorm(D, eps)
+        self.mlp = MLP(D, config.mlp_hidden, config.mlp_bias, config.dropout)
+        self.mlp_scale = LayerScale(D, scale) if scale is not None else nn.Identity()
+
+    def forward(self, x: Tensor, frame: Frame, memory: Memory) -> Tensor:
+        """Carry the residual stream, (B, T, D), through one block."""
+        x = x + self.attention_scale(self.attention(self.attention_norm(x), frame, memory))
+        return x + self.mlp_scale(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states, and hidden states to logits.
+
+    Args:
+        config: The model's settings.
+
+    Example:
+        >>> config = ModelConfig(vocabulary=300, width=32, layers=2, heads=4, kv_heads=2,
+        ...                      head_dim=8, mlp_hidden=64, context=16)
+        >>> model = Transformer(config)
+        >>> hidden = model(torch.zeros(3, 10, dtype=torch.int64))
+        >>> hidden.shape, model.logits(hidden).shape
+        (torch.Size([3, 10, 32]), torch.Size([3, 10, 300]))
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.positions = Positions(config)
+        self.embedding = nn.Embedding(config.padded_vocabulary, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tied_embeddings:
+            self.head = nn.Linear(config.width, config.padded_vocabulary, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        """Read rows of tokens.
+
+        Args:
+            tokens: Ids, (B, T), int64.
+            documents: Which document of its row each token belongs to, counted from 0 along the
+                row, (B, T), int64; None where each row is one document.
+            cache: What each layer remembers of the tokens before these, and is to remember of
+                these; None when the rows begin here and nothing follows.
+
+        Returns:
+            Hidden states after the final norm, (B, T, D).
+
+        Raises:
+            ValueError: If the rows reach past the context.
+        """
+        memories = cache or [Memory()] * len(self.blocks)
+        frame = self.positions(tokens, documents, memories[0].length)
+        x = self.dropout(self.embedding(tokens))  # (B, T, D)
+        for block, memory in zip(self.blocks, memories, strict=True):
+            x = block(x, frame, memory)
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score every token of the vocabulary.
+
+        Args:
+            hidden: Hidden states, (..., D).
+
+        Returns:
+            Logits, (..., V), float32, soft-capped if the settings say so.
+        """
+        logits = F.linear(hidden, self.head_weight).float()[..., : self.config.vocabulary]
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding, (Vp, D): the head's weight, or the embedding's when tied."""
+        return self.embedding.weight if self.config.tied_embeddings else self.head.weight
+
+    def matrix_blocks(self) -> dict[str, tuple[int, ...]]:
+        """Name the hidden matrices, each with the row counts of the maps that it fuses."""
+        c = self.config
+        rows: dict[str, Any] = {
+            "attention.qkv": tuple(n * c.head_dim for n in (c.heads, c.kv_heads, c.kv_heads)),
+            "attention.output": (c.width,),
+            "mlp.gate_up": (c.mlp_hidden, c.mlp_hidden),
+            "mlp.down": (c.width,),
+        }
+        return {f"blocks.{i}.{n}.weight": r for i in range(c.layers) for n, r in rows.items()}
