@@ -1,0 +1,1 @@
+"""Tokenizer: text to ids and back, byte for byte; special ids never come from text."""
