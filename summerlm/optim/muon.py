@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal before they move the weights.
 
-Flow: `build.OptimizerSet` owns one `Muon` for the hidden matrices and steps it beside AdamW.
+Flow: `build.OptimizerSet` owns one `Muon` for each group of hidden matrices, beside AdamW.
     1. Matrices are cut into blocks (q, k, v; gate, up) and blocks of one shape form stacks;
     2. a stack's gradients update its momentum, in float32;
     3. `orthogonalize` turns the momentum into a nearly orthogonal update, a stack at once;
@@ -103,6 +103,7 @@ class Muon:
             rate: Step size.
             ok: Whether to step at all, (), bool; where False, nothing changes.
         """
+        # `OptimizerSet.step` has made sure that none is missing
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for stack in self._stacks:
             weights = [block.of(self.parameters) for block in stack]
