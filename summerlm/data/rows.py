@@ -1,0 +1,90 @@
+"""The raw value of one row -> its text, or the reason why it has none.
+
+Flow: `formats` and `jsonlines` hand over what stands in a row; `sources` counts the reasons
+and passes the texts on, which are never stripped or normalised.
+"""
+
+import re
+from enum import Enum
+
+TURN_KEYS = (("from", "value"), ("role", "content"))  # ShareGPT's and OpenAI's (speaker, text)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Fault(Enum):
+    """Why a row gives no text; a function of the row's bytes alone."""
+
+    NULL = "null or missing"
+    EMPTY = "empty or white space only"
+    WRONG_TYPE = "wrong type"
+    BAD_UTF8 = "not UTF-8"
+    SURROGATE = "lone surrogate"
+    NOT_JSON = "not a JSON object"
+
+
+def plain_text(value: object) -> str | Fault:
+    r"""Read the value of a text column.
+
+    Args:
+        value: What stands in the row; bytes are taken as UTF-8.
+
+    Returns:
+        The text as it stands, or why there is none.
+
+    Example:
+        >>> plain_text(b"  if x:\r\n"), plain_text(7)
+        ('  if x:\r\n', <Fault.WRONG_TYPE: 'wrong type'>)
+    """
+    text = _decode(value)
+    return Fault.EMPTY if isinstance(text, str) and _blank(text) else text
+
+
+def dialogue(value: object) -> str | Fault:
+    r"""Read the value of a conversations column.
+
+    Args:
+        value: A list of turns, each a mapping with `from` and `value`, or `role` and `content`.
+
+    Returns:
+        The turns as the original SummerLM wrote them, or why there is no text.
+
+    Example:
+        >>> dialogue([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
+        '\nHUMAN: Hi\nGPT: Hello'
+    """
+    if value is None:
+        return Fault.NULL
+    if not isinstance(value, list):
+        return Fault.WRONG_TYPE
+    turns: list[str] = []
+    all_blank = True
+    for turn in value:
+        keys = next((k for k in TURN_KEYS if isinstance(turn, dict) and set(k) <= set(turn)), None)
+        if keys is None:
+            return Fault.WRONG_TYPE
+        speaker, text = (_decode(turn[key]) for key in keys)
+        if isinstance(speaker, Fault):
+            return speaker
+        if isinstance(text, Fault):
+            return text
+        turns.append(f"\n{speaker.upper()}: {text}")
+        all_blank = all_blank and _blank(text)
+    return Fault.EMPTY if all_blank else "".join(turns)
+
+
+def _decode(value: object) -> str | Fault:
+    if value is None:
+        return Fault.NULL
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return Fault.BAD_UTF8
+    if not isinstance(value, str):
+        return Fault.WRONG_TYPE
+    return Fault.SURROGATE if _SURROGATE.search(value) else value
+
+
+def _blank(text: str) -> bool:
+    return not text or text.isspace()

@@ -1,0 +1,146 @@
+"""The standard library of the running Python as training text, with held-out files.
+
+Flow: `sources` and the demo read `standard_library`. Left out, because they are not what people
+write or would give the measurement away:
+    - what is installed beside it: `site-packages`, `dist-packages`, `__pycache__`;
+    - folders of tests: `test`, `tests`, `idle_test` (among them lib2to3's broken fixtures);
+    - tables made by machines: `encodings` (one template for 120 code pages), `pydoc_data` (the
+      manual's text), and `_sysconfigdata*` (how and where this Python was built).
+
+About 6 % of the files, chosen by a hash of their path, are candidates for being held out. One
+that shares a run of 200 characters with a file that stays is dropped altogether.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from summerlm.core.errors import UsageError
+
+SHARED_RUN = 200  # characters in a row that count as the same text in two files
+HELD_OUT_FRACTION = 0.06
+
+_INSTALLED = {"site-packages", "dist-packages", "__pycache__"}
+_TESTS = {"test", "tests", "idle_test"}
+_MACHINE_MADE = {"encodings", "pydoc_data"}
+_KEY = b"summerlm held-out files"
+
+
+class Split(NamedTuple):
+    """Two lists of files that share no text, each in the order of their relative paths."""
+
+    train: list[Path]
+    held_out: list[Path]
+
+
+def library_folder() -> Path:
+    """Give the folder of the standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def standard_library() -> Split:
+    """Split the standard library's source files.
+
+    Returns:
+        The files to train on and the held-out files, absolute.
+
+    Raises:
+        UsageError: If this Python comes without the sources of its library.
+    """
+    root = library_folder()
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if path.is_file() and not _left_out(path.relative_to(root))
+    )
+    texts = {name: _text(root / name) for name in names}
+    # a file shorter than a shared run could lie whole in a training file and not be noticed
+    candidates = [n for n in names if _is_candidate(n) and len(texts[n]) >= SHARED_RUN]
+    train = sorted(set(names) - set(candidates))
+    runs = RunIndex((texts[name] for name in train), SHARED_RUN)
+    held_out = [name for name in candidates if runs.find(texts[name]) is None]
+    if not train or not held_out:
+        raise UsageError(
+            f"{root} holds too few .py files to train on: this Python comes without the sources "
+            "of its library; use another Python"
+        )
+    return Split([root / name for name in train], [root / name for name in held_out])
+
+
+def shared_run(train_texts: Iterable[str], text: str, length: int = SHARED_RUN) -> str | None:
+    """Find a run of characters that a text shares with any of the training texts.
+
+    Args:
+        train_texts: The texts to compare with.
+        text: The text to look at.
+        length: Characters of a run, at least 1.
+
+    Returns:
+        The first such run of `text`, `length` characters; None if there is none.
+
+    Example:
+        >>> shared_run(["to be or not to be"], "whether or not to", length=8)
+        ' or not '
+    """
+    return RunIndex(train_texts, length).find(text)
+
+
+class RunIndex:
+    """Find runs of characters that other texts share with the indexed ones, exactly.
+
+    The indexed texts are cut into blocks of about half a run: every run holds at least one
+    block whole, so it is enough to look up each position of the other text as a block's start
+    and to compare the characters around the hits.
+
+    Args:
+        texts: The texts to index; kept in memory.
+        length: Characters of a run, at least 1.
+    """
+
+    def __init__(self, texts: Iterable[str], length: int) -> None:
+        assert length >= 1
+        self._length = length
+        self._block = (length + 1) // 2  # 2 * block - 1 <= length: a run can't miss every block
+        self._texts = list(texts)
+        self._places: dict[str, list[tuple[int, int]]] = {}  # block -> (text, start) of each copy
+        for index, text in enumerate(self._texts):
+            for start in range(0, len(text) - self._block + 1, self._block):
+                block = text[start : start + self._block]
+                self._places.setdefault(block, []).append((index, start))
+
+    def find(self, text: str) -> str | None:
+        """Give a run that `text` shares with any indexed text, or None where there is none."""
+        for start in range(len(text) - self._block + 1):
+            for index, place in self._places.get(text[start : start + self._block], ()):
+                before = self._common_before(text, start, self._texts[index], place)
+                run = text[start - before : start - before + self._length]
+                whole = len(run) == self._length
+                if whole and self._texts[index].startswith(run, place - before):
+                    return run
+        return None
+
+    def _common_before(self, text: str, start: int, other: str, place: int) -> int:
+        """Count the characters that two texts share just before two places; a run's at most."""
+        most = min(self._length - self._block, start, place)
+        return next((n for n in range(most) if text[start - n - 1] != other[place - n - 1]), most)
+
+
+def _left_out(path: Path) -> bool:
+    """Judge a path relative to the library's folder."""
+    folders = _INSTALLED | _TESTS | _MACHINE_MADE
+    return not folders.isdisjoint(path.parts) or path.name.startswith("_sysconfigdata")
+
+
+def _is_candidate(name: str) -> bool:
+    digest = hashlib.blake2b(name.encode(), digest_size=8, key=_KEY).digest()
+    return int.from_bytes(digest, "little") < HELD_OUT_FRACTION * 2**64
+
+
+def _text(path: Path) -> str:
+    """Read a file, with nothing where it is not UTF-8: training counts that as a fault."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
