@@ -1,0 +1,1 @@
+"""Plan: parameters, FLOPs, memory, days and dollars, before anything is spent."""
