@@ -19,7 +19,7 @@ SPLIT = "|".join(
     (
         r"'(?i:[sdmt]|ll|ve|re)",
         r"[^\r\n\p{L}\p{N}]?+\p{L}++",
-        r"\p{N}{1,3}+",
+        r"\p{N}{1,3}",
         r" ?[^\s\p{L}\p{N}]++[\r\n]*+",
         r"\s*[\r\n]+",
         r"\s+(?!\S)",
@@ -60,7 +60,7 @@ def learn_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         vocab_size=vocabulary,
         min_frequency=2,
         special_tokens=list(_SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(_checked(texts), trainer)

@@ -104,14 +104,14 @@ def read_definition(backend: Backend) -> Definition:
         ValueError: If it is neither of the two pipelines, or its vocabulary has gaps, lacks a
             byte or a needed special token, or lets text make a special id.
     """
+    ids = backend.get_vocab(with_added_tokens=True)
+    tokens = sorted(ids, key=ids.__getitem__)
+    if [ids[token] for token in tokens] != list(range(len(ids))):
+        raise ValueError("its ids don't count from 0, each once")
     definition = json.loads(backend.to_str())
     pattern = _split_pattern(definition)
     model, added = definition["model"], definition["added_tokens"]
     specials = {token["content"]: token["id"] for token in added}
-    ids = {**model["vocab"], **specials}
-    tokens = sorted(ids, key=ids.__getitem__)
-    if [ids[token] for token in tokens] != list(range(len(ids))):
-        raise ValueError("its ids don't count from 0 without gap")
     if missing := {BOS, EOS} - specials.keys():
         raise ValueError(f"it lacks the special tokens {sorted(missing)}")
     if not all(token["special"] for token in added):
