@@ -1,0 +1,161 @@
+"""Worker processes that deal lanes ahead of training.
+
+Flow: `loader` starts a `Share` of lanes in K processes, each of which deals every K-th of the
+lanes, and receives their parts of each step in turn; with K = 0 it deals them itself.
+
+Workers come from a fork server: a fork of the trainer would copy locks held by its threads
+(OpenMP, the CUDA driver, writers), and a spawn would import torch for each worker. The server
+imports once, in about two seconds, while the model is being built.
+
+Shapes: T targets a row, J rows a lane and step, n lanes dealt by one worker.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from summerlm.core.errors import SummerError
+from summerlm.data.lanes import DataOrder, Lane
+from summerlm.data.ledger import Counts
+from summerlm.data.mixture import Mixture
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer's to decide on
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal a process gets when its parent dies
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some lanes give to one step.
+
+    Args:
+        ids: Their rows, (J, n, T + 1), int32.
+        sources: Index of the source of each row, (J, n), int64.
+        counts: What each source gave.
+        states: State of each lane after the step.
+    """
+
+    ids: np.ndarray
+    sources: np.ndarray
+    counts: list[Counts]
+    states: dict[int, dict[str, Any]]
+
+
+class Share(IterableDataset[Part | SummerError]):
+    """The parts of all steps from some lanes; in a worker, from its share of these.
+
+    What goes wrong for a reason that a user can mend is handed over as a part, at its step: the
+    exception itself would arrive early, as a traceback.
+
+    Args:
+        order: All that decides the batches.
+        lanes: The lanes.
+        states: State of each lane by its number as text; None = all at the start.
+    """
+
+    def __init__(
+        self, order: DataOrder, lanes: range, states: dict[str, dict[str, Any]] | None
+    ) -> None:
+        self._order, self._lanes, self._states = order, lanes, states
+
+    def __iter__(self) -> Iterator[Part | SummerError]:
+        """Deal step by step, without end; after an error, that error again and again."""
+        order = self._order
+        worker = get_worker_info()
+        numbers = self._lanes[worker.id :: worker.num_workers] if worker else self._lanes
+        mixture = Mixture(order.weights, order.lanes, order.seed)
+        states = self._states
+        lanes = [Lane(order, n, mixture, states[str(n)] if states else None) for n in numbers]
+        try:
+            while True:
+                yield _deal(lanes, order)
+        except SummerError as error:
+            while True:
+                yield error
+
+
+def _deal(lanes: list[Lane], order: DataOrder) -> Part:
+    """Let lanes deal their rows of one step."""
+    J = order.rows // order.lanes
+    ids = np.empty((J, len(lanes), order.context + 1), np.int32)
+    sources = np.empty((J, len(lanes)), np.int64)
+    counts = [Counts()] * len(order.sources)
+    for j in range(J):
+        for n, lane in enumerate(lanes):
+            source, ids[j, n], count = lane.next()
+            sources[j, n] = source
+            counts[source] += count
+    return Part(ids, sources, counts, {lane.number: lane.state() for lane in lanes})
+
+
+def start(
+    share: Share, workers: int, prefetch_steps: int
+) -> tuple[Iterator[Part | SummerError], list[BaseProcess]]:
+    """Begin to deal.
+
+    Args:
+        share: What to deal.
+        workers: K, at most the number of lanes; 0 = no process is started.
+        prefetch_steps: Parts that each worker is ahead.
+
+    Returns:
+        The parts, step by step and worker by worker, and the processes. They outlive signals:
+        who started them must kill them.
+    """
+    if not workers:
+        return iter(share), []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    loader = DataLoader(
+        share,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=prefetch_steps,
+        multiprocessing_context=context,
+        worker_init_fn=_settle,
+    )
+    others = multiprocessing.active_children()
+    with _holding_signals():
+        parts = iter(loader)
+    return parts, [child for child in multiprocessing.active_children() if child not in others]
+
+
+@contextmanager
+def _holding_signals() -> Iterator[None]:
+    """Hold back signals to this thread, and for good those to processes started meanwhile.
+
+    So neither the fork server nor a worker ever dies of a Ctrl-C or of a SIGTERM to the whole
+    group, not even before it runs a line of Python.
+    """
+    resource_tracker.ensure_running()  # started below, it would let the signals through again
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _as_it_is(part: Any) -> Any:
+    """Keep arrays: tensors would travel through shared memory, of which containers have little."""
+    return part
+
+
+def _settle(worker: int) -> None:
+    """Prepare a worker, in which torch has set itself to one thread already."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # in case another's fork server was running
+    if sys.platform == "linux":
+        # the parent is the fork server, which ends with the trainer, whatever kills that
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
