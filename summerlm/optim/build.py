@@ -1,7 +1,7 @@
 """The optimizers of one model behind one face, with their state as named tensors.
 
 Flow: `build_optimizer` makes an `OptimizerSet` before the first step; `train` sets its rate,
-steps it, and hands `OptimizerSet.tensors` to the checkpoint.
+steps it, and hands `OptimizerSet.tensors` to the checkpoint, which saves and fills them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from summerlm.core.errors import UsageError
 from summerlm.optim.config import OptimConfig
 from summerlm.optim.groups import Group, parameter_groups
 from summerlm.optim.muon import Muon
@@ -102,26 +101,6 @@ class OptimizerSet:
                 found[f"{name}/{key}"] = tensor
         return found
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a state that `tensors` gave.
-
-        Args:
-            tensors: The same names, shapes and dtypes as this optimizer's own state.
-
-        Raises:
-            UsageError: If they differ; then nothing has been loaded.
-        """
-        own = self.tensors()
-        for name in sorted({*own, *tensors}):
-            new, old = tensors.get(name), own.get(name)
-            if new is None or old is None or (new.shape, new.dtype) != (old.shape, old.dtype):
-                raise UsageError(
-                    f"optimizer state {name}: saved {_describe(new)}, these settings need "
-                    f"{_describe(old)}; resume with the optim settings the state was saved with"
-                )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
 
 def _adamw(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
     adam = torch.optim.AdamW(
@@ -156,7 +135,3 @@ def _muon(group: Group, config: OptimConfig, matrices: Mapping[str, tuple[int, .
         momentum=config.momentum,
         dtype=getattr(torch, config.newton_schulz_dtype),
     )
-
-
-def _describe(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"

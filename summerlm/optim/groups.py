@@ -1,7 +1,7 @@
 """Which optimizer trains which parameter, at which rate and decay: one table.
 
 Flow: `build.build_optimizer` lays `RULES` over the model's parameters with `parameter_groups`
-and hands the groups to AdamW and Muon; `format_table` prints them before step 1.
+and hands the groups to AdamW and Muon; `group_table` prints them before step 1.
 """
 
 from collections.abc import Iterable, Mapping
@@ -80,7 +80,7 @@ def parameter_groups(
     return [_group(rule, config, found) for rule, found in members.items() if found]
 
 
-def format_table(groups: Iterable[Group]) -> str:
+def group_table(groups: Iterable[Group]) -> str:
     """Lay groups out as lines of text, for the log.
 
     Args:

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from summerlm.core.errors import UsageError
 from summerlm.optim.build import build_optimizer
 from summerlm.optim.config import OptimConfig
 
@@ -146,8 +145,9 @@ def test_state_is_whole_before_the_first_step_and_resumes_to_the_bit(name):
     assert {k: (t.shape, t.dtype) for k, t in optimizer.tensors().items()} == layout
 
     resumed, other = make(name)
-    other.load_tensors({k: t.clone() for k, t in optimizer.tensors().items()})
-    with torch.no_grad():
+    with torch.no_grad():  # as a checkpoint does it: the live tensors are filled in place
+        for key, tensor in other.tensors().items():
+            tensor.copy_(optimizer.tensors()[key])
         for n, parameter in resumed.items():
             parameter.copy_(model[n])
     for m, o in ((model, optimizer), (resumed, other)):
@@ -161,24 +161,6 @@ def test_state_names_follow_the_contract():
     assert set(optimizer.tensors()) == {f"{n}/momentum" for n in BLOCKS} | {
         f"{n}/{key}" for n in set(SHAPES) - set(BLOCKS) for key in ("step", "exp_avg", "exp_avg_sq")
     }
-
-
-def test_a_foreign_state_is_refused_whole():
-    model, optimizer = make("muon")
-    before = image(model, optimizer)
-    good = {k: torch.ones_like(t) for k, t in optimizer.tensors().items()}
-    key = "head.weight/exp_avg"
-    for bad in (
-        {k: t for k, t in good.items() if k != key},
-        {**good, "head.weight/extra": torch.ones(1)},
-        {**good, key: torch.ones(2, 2)},
-        {**good, key: good[key].bfloat16()},
-    ):
-        with pytest.raises(UsageError, match=r"head\.weight/ex"):
-            optimizer.load_tensors(bad)
-        assert image(model, optimizer) == before
-    with pytest.raises(UsageError, match="optim settings"):
-        make("adamw")[1].load_tensors(good)
 
 
 def test_zero_grad_forgets_and_a_missing_gradient_is_a_bug():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from summerlm.optim.config import OptimConfig
-from summerlm.optim.groups import format_table, parameter_groups
+from summerlm.optim.groups import group_table, parameter_groups
 
 SHAPES = {  # every kind of name that a model of ours can have
     "embedding.weight": (24, 8),
@@ -81,7 +81,7 @@ def test_rules_and_model_must_agree_on_hidden_matrices():
 
 def test_the_table_counts_every_parameter():
     groups = parameter_groups(PARAMETERS.items(), OptimConfig(adam_lr=0.004), BLOCKS)
-    rows = [line.split() for line in format_table(groups).splitlines()[1:]]
+    rows = [line.split() for line in group_table(groups).splitlines()[1:]]
     assert sum(int(row[1]) for row in rows) == len(PARAMETERS)
     assert sum(int(row[2].replace(",", "")) for row in rows) == sum(
         p.numel() for p in PARAMETERS.values()

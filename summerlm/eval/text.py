@@ -1,0 +1,152 @@
+"""How well a model predicts text: nats a token, perplexity, bits per byte.
+
+Flow:
+    1. `measure` encodes documents; each begins with BOS, of which only what follows is scored;
+    2. `_windows` cuts a document so that every token is scored once, with left context;
+    3. windows of about equal length are scored together and summed into a `TextScore`.
+
+Shapes: B windows, T positions, D model width, V vocabulary, N scored tokens of a batch.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from summerlm.core.errors import UsageError
+from summerlm.model.loss import IGNORE
+from summerlm.model.transformer import Transformer
+from summerlm.tokenizer.tokenizer import Tokenizer
+
+GROUP = 8  # documents encoded at once for each row of a batch: windows to choose equal lengths from
+LOGIT_ROWS = 2048  # positions whose logits are held at once
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """What a model said to a text.
+
+    Attributes:
+        nats: Summed cross-entropy of all tokens.
+        tokens: Tokens scored: all but each document's BOS.
+        bytes: Length of the documents in UTF-8.
+        documents: How many there were.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+    documents: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Equally likely tokens that the model is left with, on average."""
+        return torch.tensor(self.loss, dtype=torch.float64).exp().item()
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a byte of UTF-8: comparable whatever the tokenizer."""
+        return self.nats / math.log(2) / self.bytes
+
+
+def measure(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    documents: Iterable[str],
+    *,
+    context: int,
+    stride: int | None = None,
+    batch_rows: int = 8,
+    precision: torch.dtype | None = None,
+) -> TextScore:
+    """Score documents, each by itself and in full.
+
+    A document's first window scores its first `context` tokens. Each further window ends up to
+    `stride` tokens later, scores only those, and reads `context` positions, so that a token far
+    into a document has at least `context - stride` tokens of left context. EOS is not scored.
+
+    Args:
+        model: The model, on any device; dropout is off meanwhile.
+        tokenizer: The model's tokenizer.
+        documents: Texts; read as they are needed.
+        context: Positions that a window reads at most.
+        stride: New targets of a window; None = half the context.
+        batch_rows: Windows scored at once.
+        precision: Autocast's dtype; None = the weights' own.
+
+    Returns:
+        The sums over all documents.
+
+    Raises:
+        UsageError: If the context is longer than the model's, the stride doesn't fit the context,
+            or the documents hold no token.
+    """
+    stride = max(1, context // 2) if stride is None else stride
+    if not 1 <= context <= model.config.context:
+        raise UsageError(f"context {context}: the model reads 1 to {model.config.context}")
+    if not 1 <= stride <= context:
+        raise UsageError(f"stride {stride}: must be 1 to the context, {context}")
+    device = next(model.parameters()).device
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    tokens = size = count = 0
+    rest, was_training = iter(documents), model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision is not None):
+        while texts := list(islice(rest, GROUP * batch_rows)):
+            windows: list[Window] = []
+            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+                windows += _windows(torch.tensor([tokenizer.bos, *ids]), context, stride)
+                tokens, size, count = tokens + len(ids), size + len(text.encode()), count + 1
+                # one vocabulary writes the space as U+2581 and can't tell the two apart
+                assert "\u2581" in text or tokenizer.count_bytes(ids) == len(text.encode())
+            windows.sort(key=lambda window: len(window.inputs))
+            for i in range(0, len(windows), batch_rows):
+                nats += _score(model, windows[i : i + batch_rows], device)
+    model.train(was_training)
+    if not tokens:
+        raise UsageError(f"nothing to measure: {count} documents hold no text")
+    return TextScore(nats.item(), tokens, size, count)
+
+
+class Window(NamedTuple):
+    """A stretch of a document: what the model reads, and what it is asked at the end of it."""
+
+    inputs: Tensor  # (T,), int64
+    targets: Tensor  # (up to T,), int64: the ids that follow the last inputs
+
+
+def _windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
+    """Cut a document, (1 + tokens,) with BOS in front, into windows."""
+    scored, last = 0, len(ids) - 1
+    while scored < last:
+        end = min(last, scored + (stride if scored else context))
+        yield Window(ids[max(0, end - context) : end], ids[scored + 1 : end + 1])
+        scored = end
+
+
+def _score(model: Transformer, windows: list[Window], device: torch.device) -> Tensor:
+    """Sum the nats, (), float64, of a batch of windows; padding comes last and counts nothing."""
+    longest = max(len(window.inputs) for window in windows)
+    inputs = torch.zeros(len(windows), longest, dtype=torch.int64)  # (B, T)
+    targets = torch.full_like(inputs, IGNORE)  # (B, T)
+    for row, window in enumerate(windows):
+        end = len(window.inputs)
+        inputs[row, :end] = window.inputs
+        targets[row, end - len(window.targets) : end] = window.targets
+    asked = (targets != IGNORE).to(device)
+    hidden = model(inputs.to(device))[asked]  # (N, D)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    answers = targets.to(device)[asked].split(LOGIT_ROWS)
+    for h, t in zip(hidden.split(LOGIT_ROWS), answers, strict=True):
+        nats += F.cross_entropy(model.logits(h), t, reduction="none").double().sum()
+    return nats
