@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def specials(definition: Definition) -> set[str]:
 
 
 def learn_special(definition: Definition) -> None:
-    """Make "<" + "/" + ... a chain of merges that ends in "<p>", an id of its own."""
+    """Merge "<", "p" and ">" to "<p>"."""
     definition["model"]["merges"] += [["<", "p"], ["<p", ">"]]
     vocabulary = definition["model"]["vocab"]
     vocabulary["<p"] = len(vocabulary)
@@ -103,17 +104,21 @@ def test_a_definition_that_breaks_a_promise_is_refused(learned, tmp_path, what):
         Tokenizer.load(tmp_path)
 
 
-def test_a_special_made_by_text_in_the_space_pipeline_is_refused(mistral, tmp_path):
+@pytest.mark.parametrize(("left", "right"), [("[IN", "ST]"), ("<0x", "41>"), ("é", "")])
+def test_a_special_that_text_could_make_in_the_space_pipeline_is_refused(
+    mistral, tmp_path, left, right
+):
     definition = json.loads(mistral._backend.to_str())
-    for left, right in (("[IN", "ST]"), ("<0x", "41>")):
-        spoilt = json.loads(json.dumps(definition))
-        spoilt["model"]["merges"].append([left, right])
-        vocabulary = spoilt["model"]["vocab"]
+    if right:
+        definition["model"]["merges"].append([left, right])
+        vocabulary = definition["model"]["vocab"]
         for token in (*ADDED, left, right):
             vocabulary.setdefault(token, len(vocabulary))
-        (tmp_path / "tokenizer.json").write_text(json.dumps(spoilt))
-        with pytest.raises(UsageError, match="text could make its token"):
-            Tokenizer.load(tmp_path)
+    else:
+        add(definition, left)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(UsageError, match=rf"text could make its token '{re.escape(left + right)}'"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_damaged_file_is_refused_or_means_the_same(tmp_path):
