@@ -121,7 +121,6 @@ def _read_model(folder: Path) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device="cpu")
-    model.reset_tables()
     path = folder / "model.safetensors"
     restore(model_tensors(model), read_tensors(path), path)
     return model

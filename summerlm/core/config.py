@@ -33,7 +33,6 @@ class Section(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        validate_default=True,
         use_attribute_docstrings=True,
     )
 

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -195,7 +194,12 @@ class RunFolder:
         """What went wrong on the way, a JSON object a line."""
         return self.path / "incidents.jsonl"
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+    @property
+    def samples(self) -> Path:
+        """Completions drawn during training, a JSON object a line."""
+        return self.path / "samples.jsonl"
+
+    def write_json(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files.
 
         Args:

@@ -11,12 +11,14 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from summerlm.core.errors import UsageError
 from summerlm.core.files import write_atomically
@@ -25,8 +27,8 @@ from summerlm.core.files import write_atomically
 class Sink(Protocol):
     """A place that events go to."""
 
-    def write(self, kind: str, fields: dict[str, Any]) -> None:
-        """Take one event."""
+    def write(self, kind: str, fields: dict[str, Any], line: str | None) -> None:
+        """Take one event; `line` is what to tell a person."""
 
     def close(self) -> None:
         """Finish."""
@@ -42,15 +44,16 @@ class Recorder:
     def __init__(self, sinks: Iterable[Sink]) -> None:
         self._sinks = tuple(sinks)
 
-    def write(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: str, line: str | None = None, **fields: Any) -> None:
         """Record one event.
 
         Args:
             kind: What happened; see the module's list.
+            line: What to tell a person, where the fields alone wouldn't.
             **fields: Plain values; non-finite floats become null.
         """
         for sink in self._sinks:
-            sink.write(kind, fields)
+            sink.write(kind, fields, line)
 
     def close(self) -> None:
         """Finish all sinks."""
@@ -66,16 +69,16 @@ class JsonLines:
 
     Args:
         path: The file.
-        kinds: The kinds to keep, or None for all.
+        takes: Says which kinds of events belong into this file.
     """
 
-    def __init__(self, path: Path, kinds: Iterable[str] | None = None) -> None:
+    def __init__(self, path: Path, takes: Callable[[str], bool]) -> None:
         self._file = path.open("a", encoding="utf-8")
-        self._kinds = None if kinds is None else frozenset(kinds)
+        self._takes = takes
 
-    def write(self, kind: str, fields: dict[str, Any]) -> None:
+    def write(self, kind: str, fields: dict[str, Any], line: str | None) -> None:
         """Append one event."""
-        if self._kinds is not None and kind not in self._kinds:
+        if not self._takes(kind):
             return
         row = json.dumps(_finite({"kind": kind, **fields}), allow_nan=False, ensure_ascii=False)
         try:
@@ -168,12 +171,12 @@ class ConsoleSink:
             )
             self._bar.start()
 
-    def write(self, kind: str, fields: dict[str, Any]) -> None:
+    def write(self, kind: str, fields: dict[str, Any], line: str | None) -> None:
         """Show one event."""
         if kind == "train":
             self._show_step(fields)
-        elif text := fields.get("text"):
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif line is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _show_step(self, row: dict[str, Any]) -> None:
         speed = row["tokens_per_second"]
@@ -221,7 +224,7 @@ class TensorBoardSink:
             ) from None
         self._writer = SummaryWriter(str(folder))
 
-    def write(self, kind: str, fields: dict[str, Any]) -> None:
+    def write(self, kind: str, fields: dict[str, Any], line: str | None) -> None:
         """Write one event's numbers under `kind/name`."""
         for name, value in fields.items():
             if isinstance(value, int | float) and name != "step":
@@ -279,3 +282,43 @@ def format_seconds(seconds: float) -> str:
     if total < 3600:
         return f"{total // 60} min {total % 60:02d} s"
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Lay facts out for a person.
+
+    Args:
+        title: The table's heading.
+        facts: Values by name; numbers get thousands separators, None becomes a dash.
+
+    Returns:
+        A table that rich can print.
+    """
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), Text(format_value(value)))
+    return table
+
+
+def format_value(value: Any) -> str:
+    """Write one plain value for people.
+
+    Args:
+        value: A number, text, None, list or table.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> format_value(4581393408), format_value(1.44853), format_value(None)
+        ('4,581,393,408', '1.449', '-')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
+    return str(value)

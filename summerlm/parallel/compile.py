@@ -4,7 +4,6 @@ Flow: called by `recipes` after the model is built, before the first step.
 """
 
 import shutil
-from typing import cast
 
 import torch
 from torch import nn
@@ -30,7 +29,7 @@ def compile_blocks(blocks: nn.ModuleList, device: torch.device) -> None:
             "parallel.compile = true: no C++ compiler found; install g++ or clang, or set it false"
         )
     for block in blocks:
-        cast(nn.Module, block).compile()
+        block.compile()
 
 
 def has_compiler() -> bool:

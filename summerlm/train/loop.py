@@ -7,7 +7,6 @@ samples and records all hang there, never in here.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -29,10 +28,8 @@ class Event:
         rate: The schedule's factor that the step used.
         ok: Whether the update was made.
         source_loss: Mean cross-entropy by source, for the sources the step drew from.
-        source_tokens: Targets by source.
-        batch_sha: Hash of the step's ids and borders.
         data_wait_s: Seconds the step waited for its batch.
-        data_state: The data's state after the step.
+        data: What the step trained on: hash, counts, and the data's state after it.
     """
 
     step: int
@@ -42,10 +39,8 @@ class Event:
     rate: float
     ok: bool
     source_loss: Mapping[str, float]
-    source_tokens: Mapping[str, int]
-    batch_sha: str
     data_wait_s: float
-    data_state: dict[str, Any]
+    data: Step
 
 
 def train(
@@ -67,7 +62,7 @@ def train(
     Args:
         stepper: Makes the steps.
         loader: Gives the batches, from the first step that is to be made.
-        rate_at: The schedule: targets trained on before a step to its rate factor.
+        rate_at: The schedule: targets trained on when a step is done, to its rate factor.
         guard: Stops a run that has diverged.
         start_tokens: Targets trained on before the first step made here.
         last_step: Number of the run's last step.
@@ -84,12 +79,12 @@ def train(
     batches = iter(loader)
     item, batch, wait = _fetch(batches, device)
     while True:
+        tokens += batch.targets.numel()
         rate = rate_at(tokens)
         result = stepper(batch, item.number, rate)
-        done, waited, now = item, wait, batch.targets.numel()
+        done, waited = item, wait
         if done.number < last_step:
             item, batch, wait = _fetch(batches, device)
-        tokens += now
         loss, norm, ok = torch.stack((result.loss, result.grad_norm, result.ok.float())).tolist()
         nats, counts = result.source_nats.tolist(), result.source_targets.tolist()
         guard.see(done.number, bool(ok))
@@ -101,10 +96,8 @@ def train(
             rate=rate,
             ok=bool(ok),
             source_loss={s: n / c for s, n, c in zip(sources, nats, counts, strict=True) if c},
-            source_tokens=done.tokens_by_source,
-            batch_sha=done.sha,
             data_wait_s=waited,
-            data_state=done.state,
+            data=done,
         )
         if done.number >= last_step:
             return

@@ -1,0 +1,266 @@
+"""The command `summerlm`: a table from subcommands to recipes.
+
+Flow: parses arguments, imports what the subcommand needs (torch takes seconds), calls one recipe,
+and turns a `SummerError` into one line and its exit code.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from summerlm.core.errors import DeviceMemoryError, SummerError, UsageError
+
+app = typer.Typer(
+    name="summerlm",
+    help="Pretrain your own language model, measure it, and complete text with it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="Look at the data of a run.", no_args_is_help=True)
+tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(tokenizer, name="tokenizer")
+
+Config = Annotated[Path, typer.Argument(help="Settings file (TOML).", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change.", metavar="[section.key=value]...")
+]
+Run = Annotated[Path, typer.Argument(help="Run folder or checkpoint.", metavar="RUN")]
+Json = Annotated[
+    str | None, typer.Option("--json", help="Also write the figures there; - is stdout.")
+]
+TokenizerName = Annotated[
+    str, typer.Option("--tokenizer", help='"mistral-v3", or a tokenizer.json.')
+]
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(help="Minutes of training.", min=0.1)] = 4.0,
+    folder: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+) -> None:
+    """Train on this machine's Python library, measure against 5-gram and xz, complete text."""
+    from summerlm.recipes.demo import demo as recipe
+
+    raise typer.Exit(recipe(folder, minutes, Console()))
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the settings and stop.")] = False,
+) -> None:
+    """Train a run, or go on with it where it stopped."""
+    from summerlm.core.config import dump_toml, read_settings
+    from summerlm.recipes.pretrain import pretrain
+    from summerlm.recipes.settings import Settings
+
+    settings = read_settings(Settings, config, overrides or [])
+    if show:
+        print(dump_toml(settings), end="")
+        return
+    raise typer.Exit(pretrain(settings, Console()))
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None, to: Json = None) -> None:
+    """Count a configuration's parameters, FLOPs and steps."""
+    from summerlm.core.config import read_settings
+    from summerlm.recipes.planning import plan as recipe
+    from summerlm.recipes.settings import Settings
+
+    _show("plan", recipe(read_settings(Settings, config, overrides or [])), to)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Run,
+    text: Annotated[
+        list[str], typer.Option("--text", help="Text files, folders or globs; may be repeated.")
+    ],
+    stride: Annotated[
+        int | None, typer.Option(help="Targets a window scores; default half the context.", min=1)
+    ] = None,
+    to: Json = None,
+) -> None:
+    """Measure loss, perplexity and bits per byte on text."""
+    from summerlm.recipes.evaluating import evaluate as recipe
+
+    _show("evaluation", recipe(run, text, stride), to)
+
+
+@app.command()
+def generate(
+    run: Run,
+    prompt: Annotated[str, typer.Argument(help="Text to complete.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest completion, in tokens.", min=1)] = 100,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share of mass.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+) -> None:
+    """Complete a prompt, printing as it goes."""
+    import summerlm
+
+    lm = summerlm.load(run)
+    pieces = lm.stream(
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's report.html: curves, samples, settings, environment."""
+    from summerlm.recipes.report import write_report
+
+    print(write_report(run))
+
+
+@data.command(name="hash")
+def data_hash(
+    config: Config,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="How many steps.", min=1)] = 10,
+    world: Annotated[int, typer.Option(help="Ranks that share the lanes.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Worker processes a rank.", min=0)] = 1,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Checkpoint to go on from.", metavar="CHECKPOINT")
+    ] = None,
+) -> None:
+    """Print the SHA-256 of each step's batch, made by real workers."""
+    from summerlm.core.config import read_settings
+    from summerlm.recipes.batches import hash_run
+    from summerlm.recipes.settings import Settings
+
+    settings = read_settings(Settings, config, overrides or [])
+    for number, sha in hash_run(settings, steps, world, workers, start):
+        print(number, sha, flush=True)
+
+
+@tokenizer.command(name="encode")
+def tokenizer_encode(
+    text: Annotated[str, typer.Argument(help="Text to encode.")],
+    name: TokenizerName = "mistral-v3",
+) -> None:
+    """Print a text's ids as a JSON list, without BOS and EOS."""
+    from summerlm.tokenizer.registry import load_tokenizer
+
+    print(json.dumps(load_tokenizer(name).encode(text)))
+
+
+@tokenizer.command(name="decode")
+def tokenizer_decode(
+    ids: Annotated[str, typer.Argument(help="JSON list of ids.")],
+    name: TokenizerName = "mistral-v3",
+) -> None:
+    """Print the text of a JSON list of ids."""
+    from summerlm.tokenizer.registry import load_tokenizer
+
+    try:
+        values = json.loads(ids)
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise UsageError(f"{ids!r}: write the ids as a JSON list, for instance [1, 733]")
+    print(load_tokenizer(name).decode(values))
+
+
+@tokenizer.command(name="show")
+def tokenizer_show(name: TokenizerName = "mistral-v3", to: Json = None) -> None:
+    """Print a tokenizer's size, special tokens and fingerprint."""
+    from summerlm.tokenizer.registry import load_tokenizer
+
+    found = load_tokenizer(name)
+    facts = {
+        "vocabulary": found.vocabulary,
+        "bos": found.bos,
+        "eos": found.eos,
+        "specials": found.specials,
+        "fingerprint": found.fingerprint,
+    }
+    _show("tokenizer", facts, to)
+
+
+@tokenizer.command(name="train")
+def tokenizer_train(
+    text: Annotated[list[str], typer.Argument(help="Text files, folders or globs.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets tokenizer.json.")],
+    vocabulary: Annotated[int, typer.Option(help="Entries, special tokens included.")] = 32_768,
+) -> None:
+    """Learn a byte-level BPE from text files."""
+    from summerlm.recipes.evaluating import read_documents
+    from summerlm.tokenizer.learn import learn_bpe
+
+    learnt = learn_bpe(read_documents(text), vocabulary)
+    learnt.save(out)
+    print(f"{out / 'tokenizer.json'}: {learnt.vocabulary} entries, {learnt.fingerprint[:12]}")
+
+
+def main() -> None:
+    """Run the command and exit with its code; a user's mistake is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except SummerError as error:
+        code = _complain(error)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = UsageError.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        code = _complain(
+            DeviceMemoryError(
+                f"out of memory: {str(error).splitlines()[0]}; "
+                "lower parallel.micro_batch_rows or train.batch_tokens"
+            )
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(error: SummerError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Recognise torch's two ways of saying it: a class on GPUs, a sentence on CPUs."""
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in words
+        or "not enough memory" in words
+    )
+
+
+def _show(title: str, facts: dict[str, Any], to: str | None) -> None:
+    """Print facts as a table, or write them as JSON; with `-` nothing else goes to stdout."""
+    from summerlm.core.files import write_json
+    from summerlm.core.record import facts_table
+
+    if to == "-":
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    Console().print(facts_table(title, facts))
+    if to is not None:
+        write_json(Path(to), facts)

@@ -1,0 +1,138 @@
+"""What a run looks at on its way: held-out loss and samples.
+
+Flow: `pretrain` makes one `Watch`; its methods are hooks, its results go to the recorder.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from summerlm.core.record import Recorder
+from summerlm.data.sources import Source
+from summerlm.eval.text import TextScore, measure
+from summerlm.generate.engine import LanguageModel
+from summerlm.model.transformer import Transformer
+from summerlm.recipes.settings import SamplesConfig, Settings
+from summerlm.tokenizer.tokenizer import Tokenizer
+from summerlm.train.loop import Event
+
+EVAL_ROWS = 8  # windows measured at once
+
+
+class Watch:
+    """Measures and samples one model while it trains.
+
+    Args:
+        model: The model that trains.
+        tokenizer: Its tokenizer.
+        settings: The run's settings.
+        sources: The run's sources.
+        dtype: Autocast's dtype, or None for float32.
+        recorder: Takes the results.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        sources: Sequence[Source],
+        *,
+        dtype: torch.dtype | None,
+        recorder: Recorder,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._weights = {name: s.weight for name, s in settings.data.sources.items()}
+        self._context = settings.model.context
+        self._config: SamplesConfig = settings.samples
+        self._dtype = dtype
+        self._recorder = recorder
+        limit = settings.validation.characters_per_source
+        self._held_out = {source.name: list(take_text(source, limit)) for source in sources}
+
+    def validate(self, event: Event) -> None:
+        """Measure every source's held-out text and the mean by the sources' weights.
+
+        Args:
+            event: The step after which it is measured.
+        """
+        with evaluating(self._model):
+            scores = {name: self._measure(texts) for name, texts in self._held_out.items() if texts}
+        if not scores:
+            return
+        total = sum(self._weights[name] for name in scores)
+        loss = sum(self._weights[name] * s.loss for name, s in scores.items()) / total
+        parts = ", ".join(f"{name} {s.bits_per_byte:.3f}" for name, s in scores.items())
+        self._recorder.write(
+            "validation",
+            step=event.step,
+            tokens=event.tokens,
+            held_out_loss=loss,
+            held_out_loss_by_source={name: s.loss for name, s in scores.items()},
+            bits_per_byte_by_source={name: s.bits_per_byte for name, s in scores.items()},
+            line=f"step {event.step}: held-out loss {loss:.4f}; bits per byte: {parts}",
+        )
+
+    def sample(self, event: Event) -> None:
+        """Complete the prompts.
+
+        Args:
+            event: The step after which it is done.
+        """
+        with evaluating(self._model):
+            lm = LanguageModel(self._model, self._tokenizer)
+            for prompt in self._config.prompts:
+                text = lm.generate(prompt, max_tokens=self._config.tokens)
+                line = f"step {event.step}: {' '.join((prompt + text).split())}"
+                self._recorder.write("sample", line, step=event.step, prompt=prompt, text=text)
+
+    def _measure(self, texts: list[str]) -> TextScore:
+        return measure(
+            self._model,
+            self._tokenizer,
+            texts,
+            context=self._context,
+            stride=self._context,
+            batch_rows=EVAL_ROWS,
+            precision=self._dtype,
+        )
+
+
+def take_text(source: Source, characters: int) -> Iterator[str]:
+    """Take the first held-out texts of a source, each cut so that several fit.
+
+    Args:
+        source: The source.
+        characters: How many characters to take in all.
+
+    Yields:
+        Texts in the source's pinned order.
+    """
+    longest = max(1, characters // 8)
+    for text in source.held_out() if characters else ():
+        yield text[: min(longest, characters)]
+        characters -= min(longest, len(text))
+        if characters <= 0:
+            return
+
+
+@contextmanager
+def evaluating(model: Transformer) -> Iterator[None]:
+    """Put a training model into evaluation mode for a while, uncompiled.
+
+    Compiled blocks would be compiled anew for each new shape of a prompt or a last window.
+
+    Args:
+        model: The model; it returns to training mode.
+
+    Yields:
+        Nothing.
+    """
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            yield
+    finally:
+        model.train()
