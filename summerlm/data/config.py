@@ -1,5 +1,6 @@
 """Settings of the data: which texts, how much of each, and how they are dealt."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -14,7 +15,7 @@ class SourceConfig(Section):
     weight: float = Field(gt=0)
     """This source's share of all training tokens, relative to the other sources' weights."""
 
-    hub: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+    hub: str | None = None
     """Repository `owner/name` of the hub."""
 
     path: str | None = Field(default=None, min_length=1)
@@ -45,6 +46,10 @@ class SourceConfig(Section):
     def _one_origin(self) -> Self:
         if (self.hub is not None) + (self.path is not None) + self.python_stdlib != 1:
             raise ValueError("set exactly one of hub, path, python_stdlib = true")
+        if self.hub is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.hub):
+            raise ValueError(f"hub = {self.hub!r}: write a repository as owner/name")
+        if self.hub is None and self.revision != "main":
+            raise ValueError("revision goes with hub")
         if self.column is not None and self.conversations is not None:
             raise ValueError("set column (plain text) or conversations (dialogue), not both")
         if self.python_stdlib and (self.files or self.column or self.conversations):

@@ -2,7 +2,8 @@
 
 Flow: `sources` opens every file once as a `Shard` (footer, hash), then reads stripes of its
 groups from any process; `jsonlines` gives shards of its own. A row is its text, or the `Fault`
-that leaves it without one. A file that is not what it was when it was opened is refused.
+that leaves it without one. A text file with other bytes than it was opened with is refused, and
+so is a parquet file with other rows.
 """
 
 import difflib
@@ -154,7 +155,7 @@ class ParquetShard(Shard):
         with reading(self.path, self.remedy), pq.ParquetFile(self.path) as file:
             self._check_unchanged(file.metadata)
             position = 0
-            # one thread: a process forked from one with Arrow's threads would wait for them
+            # one thread: there are as many readers as workers, and some may be forked
             for batch in file.iter_batches(
                 BATCH_ROWS, row_groups=[group], columns=[self.column.name], use_threads=False
             ):
@@ -236,7 +237,7 @@ def _check_column(path: Path, schema: pa.Schema, column: Column) -> None:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _is_dialogue(kind: pa.DataType) -> bool:

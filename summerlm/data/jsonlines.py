@@ -118,23 +118,25 @@ def _write(target: Path, rows: Iterator[str | Fault]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
-            # dictionaries and statistics would only repeat the texts
-            with pq.ParquetWriter(
-                file, schema, compression="zstd", use_dictionary=False, write_statistics=False
-            ) as writer:
-                for group in _groups(rows):
-                    writer.write_table(pa.table({_COLUMN: group}, schema), len(group))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
+            try:
+                # dictionaries and statistics would only repeat the texts
+                with pq.ParquetWriter(
+                    file, schema, compression="zstd", use_dictionary=False, write_statistics=False
+                ) as writer:
+                    for group in _groups(rows):
+                        writer.write_table(pa.table({_COLUMN: group}, schema), len(group))
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(draft, target)
+            except BaseException:
+                draft.unlink()
+                raise
         sync_folder(target.parent)
     except OSError as error:
         raise SaveError(
             f"{target.parent}: can't write the cache ({error.strerror or error}); make room or set "
             "SUMMERLM_CACHE to another folder"
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _groups(rows: Iterator[str | Fault]) -> Iterator[list[dict[str, str | None]]]:

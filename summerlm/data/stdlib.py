@@ -88,43 +88,48 @@ def shared_run(train_texts: Iterable[str], text: str, length: int = SHARED_RUN) 
 
 
 class RunIndex:
-    """Find runs of characters that other texts share with the indexed ones, exactly.
+    """Finds runs of characters that other texts share with the indexed ones, exactly.
 
-    The indexed texts are cut into blocks of about half a run: every run holds at least one
-    block whole, so it is enough to look up each position of the other text as a block's start
-    and to compare the characters around the hits.
+    The indexed texts are cut into blocks of half a run, so that every run holds a block whole:
+    it is enough to look up each position of the other text as a block's start and to compare
+    what stands around the hits.
 
     Args:
-        texts: The texts to index; kept in memory.
+        texts: The texts to index.
         length: Characters of a run, at least 1.
     """
 
     def __init__(self, texts: Iterable[str], length: int) -> None:
         assert length >= 1
         self._length = length
-        self._block = (length + 1) // 2  # 2 * block - 1 <= length: a run can't miss every block
-        self._texts = list(texts)
-        self._places: dict[str, list[tuple[int, int]]] = {}  # block -> (text, start) of each copy
-        for index, text in enumerate(self._texts):
-            for start in range(0, len(text) - self._block + 1, self._block):
-                block = text[start : start + self._block]
-                self._places.setdefault(block, []).append((index, start))
+        self._block = size = (length + 1) // 2  # 2 * size - 1 <= length: no run misses every block
+        self._reach = reach = length - size  # how far a run can go beyond a block
+        # block -> what stands before and after it, each pair once; a dict keeps their order
+        self._around: dict[str, dict[tuple[str, str], None]] = {}
+        for text in texts:
+            for start in range(0, len(text) - size + 1, size):
+                stop = start + size
+                around = text[max(start - reach, 0) : start], text[stop : stop + reach]
+                self._around.setdefault(text[start:stop], {})[around] = None
 
     def find(self, text: str) -> str | None:
         """Give a run that `text` shares with any indexed text, or None where there is none."""
         for start in range(len(text) - self._block + 1):
-            for index, place in self._places.get(text[start : start + self._block], ()):
-                before = self._common_before(text, start, self._texts[index], place)
-                run = text[start - before : start - before + self._length]
-                whole = len(run) == self._length
-                if whole and self._texts[index].startswith(run, place - before):
-                    return run
+            stop = start + self._block
+            for before, after in self._around.get(text[start:stop], ()):
+                here = text[max(start - self._reach, 0) : start]
+                shared_before = _common_prefix(here[::-1], before[::-1])
+                first = start - shared_before
+                shared_after = _common_prefix(text[stop : stop + self._reach], after)
+                if stop + shared_after - first >= self._length:
+                    return text[first : first + self._length]
         return None
 
-    def _common_before(self, text: str, start: int, other: str, place: int) -> int:
-        """Count the characters that two texts share just before two places; a run's at most."""
-        most = min(self._length - self._block, start, place)
-        return next((n for n in range(most) if text[start - n - 1] != other[place - n - 1]), most)
+
+def _common_prefix(a: str, b: str) -> int:
+    """Count the characters that two texts begin with alike."""
+    most = min(len(a), len(b))
+    return most if a[:most] == b[:most] else next(n for n in range(most) if a[n] != b[n])
 
 
 def _left_out(path: Path) -> bool:
