@@ -62,9 +62,9 @@ class KneserNey:
         order: Longest n-gram, at least 1.
 
     Source:
-        Chen & Goodman 1998, TR-10-98, section 3 (fixed discounts from counts of counts, equation
-        26). Where the discounts of an order can't be estimated (a count of counts is 0, or a
-        discount is not above 0) they are `FALLBACK_DISCOUNTS`, as in KenLM.
+        Chen & Goodman 1998, TR-10-98, section 3 (modified Kneser-Ney, its discounts estimated from
+        counts of counts). Where those of an order can't be estimated (a count of counts is 0, or
+        a discount is not above 0) they are `FALLBACK_DISCOUNTS`, as in KenLM.
 
     Example:
         >>> model = KneserNey(order=2).fit([[0, 1, 0, 1, 0, 1]], vocabulary=3)
