@@ -147,12 +147,15 @@ def _lose(
     logits[:, vocabulary:] = -torch.inf
     counts = targets != IGNORE
     index = targets.where(counts, 0)[:, None]
-    partition = logits.logsumexp(-1)  # (chunk,)
-    loss = (partition - logits.gather(1, index)[:, 0]).where(counts, 0)
+    peak = logits.amax(-1, keepdim=True)
+    own = (logits.gather(1, index) - peak)[:, 0]  # the target's logit, (chunk,)
+    mass = logits.sub_(peak).exp_().sum(-1)  # a third of the time of logsumexp and softmax
+    loss = (mass.log() - own).where(counts, 0)
+    partition = mass.log() + peak[:, 0]
     z = z_loss * partition.square().where(counts, 0).sum()
 
     weight = (1 + 2 * z_loss * partition).where(counts, 0)  # of the softmax in each row
-    logits.sub_(partition[:, None]).exp_().mul_(weight[:, None])
+    logits.mul_((weight / mass)[:, None])
     logits.scatter_add_(1, index, -counts[:, None].float())
     if slope is not None:
         logits.mul_(slope)
