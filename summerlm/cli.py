@@ -255,8 +255,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _show(title: str, facts: dict[str, Any], to: str | None) -> None:
     """Print facts as a table, or write them as JSON; with `-` nothing else goes to stdout."""
+    from summerlm.core.console import facts_table
     from summerlm.core.files import write_json
-    from summerlm.core.record import facts_table
 
     if to == "-":
         print(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -1,7 +1,7 @@
 """The demo: from this machine's Python library to a measured model, in minutes.
 
 Flow:
-    1. `learn_tokenizer` learns a BPE from the training files of the library;
+    1. `learn_bpe` learns a BPE from the training files of the library;
     2. `plan_demo` times a few steps and turns minutes into a budget of tokens, once;
     3. `pretrain` trains the run;
     4. `measure_demo` scores the held-out files with the model, a 5-gram model and xz;
@@ -21,9 +21,10 @@ from rich.console import Console
 
 import summerlm
 from summerlm.core.config import read_settings
+from summerlm.core.console import facts_table
 from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder, read_json, write_json
-from summerlm.core.record import facts_table, read_rows
+from summerlm.core.record import read_rows
 from summerlm.data.sources import open_sources
 from summerlm.data.stdlib import standard_library
 from summerlm.eval.compression import xz_bytes_after
@@ -33,7 +34,8 @@ from summerlm.optim.schedule import rate_factor
 from summerlm.parallel.compile import has_compiler
 from summerlm.plan.count import parameters
 from summerlm.recipes.batches import open_loader
-from summerlm.recipes.pretrain import is_finished, make_stepper, open_run, pretrain
+from summerlm.recipes.opening import is_finished, open_run
+from summerlm.recipes.pretrain import make_stepper, pretrain
 from summerlm.recipes.report import write_report
 from summerlm.recipes.settings import Settings, derive, preset
 from summerlm.recipes.watching import EVAL_ROWS

@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 import summerlm
+from summerlm.core.console import ConsoleSink, Stopwatch
 from summerlm.core.files import RunFolder
 from summerlm.core.hardware import describe, peak_flops
 from summerlm.core.record import (
-    ConsoleSink,
     JsonLines,
     Recorder,
     Sink,
-    Stopwatch,
     TensorBoardSink,
     cut_rows,
     read_rows,

@@ -13,9 +13,10 @@ import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from summerlm.core.console import format_seconds, format_value
 from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder, read_json, write_atomically
-from summerlm.core.record import format_seconds, format_value, read_rows
+from summerlm.core.record import read_rows
 
 INK, SOFT, WARM = "#1f2933", "#c9d3dc", "#d9772b"
 

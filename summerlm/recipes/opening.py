@@ -1,0 +1,211 @@
+"""From a run folder, new or old, to a run that is ready for its next step.
+
+Flow: `pretrain` asks `is_finished`, takes the folder, and calls `open_run`, which
+    1. opens tokenizer and sources and holds both against what the run began with;
+    2. goes back to the stable phase where the budget has grown;
+    3. builds model and optimizer and fills them from the newest good checkpoint;
+    4. writes down what the run is made of.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from summerlm.checkpoint.load import check_tokenizer, newest_good
+from summerlm.checkpoint.store import Store
+from summerlm.core.config import dump_toml, read_settings
+from summerlm.core.errors import DataChangedError, NoCheckpointError, UsageError
+from summerlm.core.files import RunFolder, read_json, write_atomically
+from summerlm.core.hardware import pick_device
+from summerlm.data.lock import lock_differences
+from summerlm.data.sources import Source, open_sources
+from summerlm.model.init import build
+from summerlm.model.transformer import Transformer
+from summerlm.optim.build import OptimizerSet, build_optimizer
+from summerlm.parallel.compile import compile_blocks
+from summerlm.recipes.recording import environment
+from summerlm.recipes.settings import Settings, check_changes, derive
+from summerlm.tokenizer.registry import load_tokenizer
+from summerlm.tokenizer.tokenizer import Tokenizer
+from summerlm.train.config import compute_dtype
+from summerlm.train.saving import resume
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready for its next step.
+
+    Attributes:
+        settings: Its settings.
+        folder: Its folder, held.
+        device: Where it trains.
+        dtype: Autocast's dtype, or None for float32.
+        tokenizer: Its tokenizer.
+        sources: Its data.
+        model: Its model, filled.
+        optimizer: Its optimizer, filled.
+        store: Its checkpoints.
+        state: The state it goes on from, or None where it begins.
+        resumed: Whether the folder held a run before.
+    """
+
+    settings: Settings
+    folder: RunFolder
+    device: torch.device
+    dtype: torch.dtype | None
+    tokenizer: Tokenizer
+    sources: list[Source]
+    model: Transformer
+    optimizer: OptimizerSet
+    store: Store
+    state: dict[str, Any] | None
+    resumed: bool
+
+
+def is_finished(settings: Settings) -> bool:
+    """Tell whether a run folder holds a finished run of these settings, changing nothing.
+
+    Args:
+        settings: The settings asked for.
+
+    Returns:
+        True where nothing is left to do.
+
+    Raises:
+        UsageError: If the folder's run can't go on under these settings.
+    """
+    folder = RunFolder(settings.run.folder)
+    if not folder.settings.exists():
+        return False
+    check_changes(read_settings(Settings, folder.settings), settings)
+    last = derive(settings).steps
+    if last not in Store(folder.checkpoints, warn=lambda _: None).steps():
+        return False
+    try:
+        state = read_json(newest_good(folder.path) / "state.json")
+    except NoCheckpointError:
+        return False  # all damaged: opening the run says so
+    return bool(state["step"] == last)
+
+
+def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None]) -> Run:
+    """Bring a run to where its next step can be made.
+
+    Args:
+        settings: The run's settings.
+        folder: Its folder, held.
+        warn: Called with one line for each thing a person should know.
+
+    Returns:
+        The run.
+
+    Raises:
+        DataChangedError: If the data are not those the run began with.
+        NoCheckpointError: If it has checkpoints and none is good.
+    """
+    device = pick_device(settings.run.device)
+    dtype = compute_dtype(settings.train, device)
+    tokenizer = load_tokenizer(settings.tokenizer.name)
+    if tokenizer.vocabulary != settings.model.vocabulary:
+        raise UsageError(
+            f"model.vocabulary ({settings.model.vocabulary}) must be {tokenizer.vocabulary}, "
+            f"the size of tokenizer.name = {settings.tokenizer.name!r}"
+        )
+    sources = open_sources(settings.data, settings.data.lanes)
+    resumed = folder.settings.exists()
+    store = Store(folder.checkpoints, warn)
+    store.clear_drafts()
+    if resumed:
+        extend(store, read_settings(Settings, folder.settings), settings)
+    checkpoint = store.latest()
+
+    model = build(settings.model, seed=settings.run.seed, device=device)
+    optimizer = build_optimizer(model.named_parameters(), settings.optim, model.matrix_blocks())
+    state = None
+    if checkpoint is not None:
+        state = resume(checkpoint, model, optimizer)
+        check_tokenizer(tokenizer, state, checkpoint)
+    if settings.parallel.compile:
+        compile_blocks(model.blocks, device)
+    write_identity(settings, folder, tokenizer, sources, device)
+    return Run(
+        settings=settings,
+        folder=folder,
+        device=device,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        sources=sources,
+        model=model.train(),
+        optimizer=optimizer,
+        store=store,
+        state=state,
+        resumed=resumed,
+    )
+
+
+def extend(store: Store, old: Settings, new: Settings) -> None:
+    """Go back to the stable phase where a larger budget makes later steps another run's.
+
+    Args:
+        store: The run's checkpoints; later ones are moved to a branch folder.
+        old: The settings in the run folder.
+        new: The settings asked for.
+
+    Raises:
+        NoCheckpointError: If no checkpoint of the stable phase is left.
+    """
+    before, now = derive(old), derive(new)
+    if now.steps == before.steps:
+        return
+    assert before.stable_steps is not None, "check_changes refuses what can't be extended"
+    steps = store.steps()
+    if steps and steps[0] > before.stable_steps:
+        raise NoCheckpointError(
+            f"{store.folder}: a larger budget goes on from the stable phase, which ended at step "
+            f"{before.stable_steps}, but the first checkpoint kept is of step {steps[0]}"
+        )
+    store.branch_off(before.stable_steps)
+
+
+def write_identity(
+    settings: Settings,
+    folder: RunFolder,
+    tokenizer: Tokenizer,
+    sources: list[Source],
+    device: torch.device,
+) -> None:
+    """Write down what the run is made of; the settings last, for they mark a run as begun.
+
+    Args:
+        settings: The run's settings.
+        folder: Its folder, held.
+        tokenizer: Its tokenizer.
+        sources: Its data.
+        device: Where it trains.
+
+    Raises:
+        DataChangedError: If the run began with other data.
+    """
+    lock = [source.lock() for source in sources]
+    path = folder.path / "data.lock.json"
+    if not folder.settings.exists():
+        folder.write_json("data.lock.json", lock)
+        tokenizer.save(folder.path)
+        facts = {
+            **environment(device),
+            "tokenizer": tokenizer.fingerprint,
+            "data": {
+                entry["name"]: {
+                    "revision": entry["revision"],
+                    "files": [file["name"] for file in entry["files"]],
+                }
+                for entry in lock
+            },
+        }
+        folder.write_json("manifest.json", facts)
+    elif found := lock_differences(read_json(path), lock):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise DataChangedError(f"{path}: the data differ from the run's: {found[0]}{more}")
+    write_atomically(folder.settings, dump_toml(settings).encode())

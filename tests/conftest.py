@@ -1,0 +1,104 @@
+"""What tests of several stations share: the stand-in data, and a run that trains in seconds."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from summerlm.core.config import read_settings
+from summerlm.recipes.settings import Settings
+from summerlm.tokenizer.learn import learn_bpe
+
+TINY = """
+[model]
+vocabulary = 320
+width = 32
+layers = 2
+heads = 4
+kv_heads = 2
+head_dim = 8
+mlp_hidden = 48
+context = 32
+
+[optim]
+name = "muon"
+peak_lr = 0.01
+adam_lr = 0.003
+warmup_tokens = 512
+cooldown_fraction = 0.5
+
+[data]
+lanes = 4
+workers = 0
+held_out_fraction = 0.1
+
+[train]
+batch_tokens = 256
+budget_tokens = 3072
+precision = "float32"
+
+[checkpoint]
+every_steps = 4
+
+[validation]
+characters_per_source = 600
+"""
+
+
+@pytest.fixture(scope="session")
+def stand_in_data() -> Path:
+    """The folder of real text in the hub's layout; tests skip where it is missing."""
+    default = Path(__file__).parent.parent.parent / "shared" / "data"
+    folder = Path(os.environ.get("SUMMERLM_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no stand-in data at {folder}; set SUMMERLM_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """A folder of small text files, the same at every run."""
+    folder = tmp_path_factory.mktemp("text")
+    words = "the sun rises over a small field and every bird sings to it again today".split()
+    draw = random.Random(0)
+    for number in range(40):
+        lines = [" ".join(draw.choices(words, k=9)) for _ in range(draw.randint(3, 30))]
+        (folder / f"{number:02d}.txt").write_text("\n".join(lines) + f"\n{number}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_text, tmp_path_factory) -> Path:
+    """A learnt tokenizer of 320 ids."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = (path.read_text() for path in sorted(tiny_text.iterdir()))
+    learn_bpe(texts, 320).save(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_text, tiny_tokenizer, tmp_path) -> Path:
+    """A settings file of a run that trains in seconds, in a folder of its own."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        TINY
+        + f"""
+[tokenizer]
+name = "{tiny_tokenizer}"
+
+[data.sources.text]
+path = "{tiny_text}/*.txt"
+weight = 1
+
+[run]
+folder = "{tmp_path / "run"}"
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def tiny_settings(tiny_config) -> Settings:
+    """The settings of `tiny_config`."""
+    return read_settings(Settings, tiny_config)

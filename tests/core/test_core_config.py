@@ -1,0 +1,126 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, model_validator
+
+from summerlm.core.config import (
+    Section,
+    differences,
+    dump_toml,
+    known_keys,
+    read_settings,
+)
+from summerlm.core.errors import UsageError
+
+
+class Optim(Section):
+    peak_lr: float = Field(default=0.1, gt=0)
+    steps: int = 3
+    clip: float | None = None
+    names: tuple[str, ...] = ()
+
+
+class Source(Section):
+    weight: float
+    column: str = "text"
+
+
+class Whole(Section):
+    optim: Optim = Optim()
+    flag: bool = False
+    sources: dict[str, Source] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.flag and self.optim.steps == 7:
+            raise ValueError("optim.steps (7) doesn't go with flag")
+        return self
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("flag = true\n[optim]\npeak_lr = 2\n[sources.web]\nweight = 1\n")
+    return path
+
+
+def test_precedence_default_extended_file_override(tmp_path, config):
+    top = tmp_path / "top.toml"
+    top.write_text('extends = "a.toml"\n[optim]\nsteps = 5\nclip = 1.0\n')
+    found = read_settings(Whole, top, ["optim.clip=none", "sources.web.weight=3.5"])
+    assert found.optim == Optim(peak_lr=2, steps=5, clip=None)
+    assert found.flag
+    assert found.sources["web"].weight == 3.5
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.peek_lr=1", "no setting optim.peek_lr; did you mean optim.peak_lr?"),
+        ("peak_lr=1", "no setting peak_lr; did you mean optim.peak_lr?"),
+        ("sources.web.weigth=1", "did you mean sources.web.weight?"),
+        ("optin.steps=1", "no setting optin"),
+        ("optim.steps=2.5", "optim.steps = 2.5"),
+        ("optim.steps=true", "optim.steps = True"),
+        ("optim.steps=many", "optim.steps = 'many'"),
+        ("optim.peak_lr=0", "optim.peak_lr = 0"),
+        ("optim.peak_lr=nan", "optim.peak_lr"),
+        ("optim.peak_lr=inf", "optim.peak_lr"),
+        ("optim.steps", "write it as section.key=value"),
+        ("flag.deeper=1", "flag is a value"),
+        ("optim=3", "optim = 3"),
+        ("sources.books.column=x", "sources.books.weight is missing"),
+        ("optim.steps=7", "doesn't go with flag"),
+    ],
+)
+def test_mistakes_name_the_key(config, override, words):
+    with pytest.raises(UsageError) as error:
+        read_settings(Whole, config, [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("flag = \n")
+    circle = tmp_path / "circle.toml"
+    circle.write_text('extends = "circle.toml"\n')
+    for path, words in [
+        (tmp_path / "gone.toml", "no such settings file"),
+        (broken, "TOML"),
+        (circle, "circle"),
+    ]:
+        with pytest.raises(UsageError, match=words) as error:
+            read_settings(Whole, path)
+        assert path.name in str(error.value)
+
+
+def test_settings_are_frozen(config):
+    with pytest.raises(Exception, match="frozen"):
+        read_settings(Whole, config).optim.steps = 4
+
+
+@given(
+    st.builds(
+        Optim,
+        peak_lr=st.floats(min_value=1e-300, max_value=1e300),
+        steps=st.integers(-(2**60), 2**60),
+        clip=st.none() | st.floats(-1e9, 1e9),
+        names=st.lists(
+            st.text(st.characters(exclude_categories=["Cs"])).filter(lambda s: s != "none")
+        ).map(tuple),
+    )
+)
+def test_toml_round_trip(tmp_path_factory, optim):
+    path = tmp_path_factory.mktemp("toml") / "x.toml"
+    whole = Whole(optim=optim, sources={"a b.c": Source(weight=1)})
+    path.write_text(dump_toml(whole), encoding="utf-8")
+    assert read_settings(Whole, path) == whole
+
+
+def test_differences_and_keys():
+    old, new = Whole(), Whole(optim=Optim(steps=4), sources={"web": Source(weight=1)})
+    assert differences(old, new)["optim.steps"] == (3, 4)
+    assert "sources.web.weight" in differences(old, new)
+    assert not differences(old, Whole())
+    assert "sources.*.column" in known_keys(Whole)
