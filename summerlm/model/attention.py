@@ -65,11 +65,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Ten
         The averages, (B, H, T, E).
     """
     T, S = q.shape[2], k.shape[2]
-    mask = None
-    if T not in (1, S):
+    mask, causal = None, False
+    if T == S:
+        causal = True
+    elif T > 1:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=T == S, scale=scale, enable_gqa=True
+        q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=True
     )
 
 

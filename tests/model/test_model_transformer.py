@@ -309,6 +309,15 @@ def test_blocks_compile_whole_and_once():
                 assert (a.grad - b.grad).norm() <= tol * a.grad.norm(), name
     assert counters["stats"]["unique_graphs"] == 2  # one a precision, whatever the depth
 
+    for model in models:
+        model.eval()
+    for rows, T in ((3, 60), (2, 33), (5, 17), (1, 64)):  # shapes that evaluation meets
+        tokens = torch.randint(150, (rows, T))
+        with torch.no_grad():
+            eager, compiled = (model(tokens) for model in models)
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] <= 5  # each dimension becomes free once; one row
+
 
 # --- settings
 
