@@ -23,7 +23,8 @@ from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.files import sha256_file
 from summerlm.data.rows import TURN_KEYS, Fault, dialogue, plain_text
 
-BATCH_ROWS = 32  # rows decoded at once: what a stripe's reader holds beyond the stripe itself
+BATCH_ROWS = 32  # rows decoded at once, and...
+BUFFER_BYTES = 1 << 20  # ...file bytes read at once: what a reader holds beyond its stripe
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,9 @@ class ParquetShard(Shard):
 
     def _values(self, group: int, start: int, stop: int) -> Iterator[Any]:
         """Yield what the column holds; rows before `start` are decoded and dropped."""
-        with reading(self.path, self.remedy), pq.ParquetFile(self.path) as file:
+        with reading(self.path, self.remedy), parquet_file(self.path) as file:
             self._check_unchanged(file.metadata)
             position = 0
-            # one thread: there are as many readers as workers, and some may be forked
             for batch in file.iter_batches(
                 BATCH_ROWS, row_groups=[group], columns=[self.column.name], use_threads=False
             ):
@@ -172,7 +172,7 @@ class ParquetShard(Shard):
         if rows != self.groups:
             raise DataChangedError(
                 f"{self.path}: has {sum(rows)} rows in {len(rows)} groups, had {sum(self.groups)} "
-                f"in {len(self.groups)} when it was opened; restore the file"
+                f"in {len(self.groups)} when it was opened; {self.remedy}"
             )
 
 
@@ -191,10 +191,24 @@ def open_parquet(name: str, path: Path, column: Column) -> ParquetShard:
         UsageError: If the file lacks the column, or the column holds something else.
     """
     with reading(path):
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             _check_column(path, file.schema_arrow, column)
             rows, sizes = group_sizes(file.metadata, column.name)
         return ParquetShard(name, path, path.stat().st_size, sha256_file(path), rows, sizes, column)
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Open a parquet file for reading without threads, as a worker may be forked from here.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file; it reads large groups in little memory, and checks pages that have a checksum.
+    """
+    return pq.ParquetFile(
+        path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True
+    )
 
 
 def group_sizes(footer: pq.FileMetaData, column: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -212,7 +226,7 @@ def group_sizes(footer: pq.FileMetaData, column: str) -> tuple[tuple[int, ...], 
         sum(
             leaf.total_uncompressed_size
             for leaf in map(group.column, range(group.num_columns))
-            if leaf.path_in_schema.split(".")[0] == column
+            if f"{leaf.path_in_schema}.".startswith(f"{column}.")
         )
         for group in groups
     )

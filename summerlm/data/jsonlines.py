@@ -21,15 +21,19 @@ import pyarrow.parquet as pq
 
 from summerlm.core.errors import DataChangedError, SaveError, UsageError
 from summerlm.core.files import sha256_file, sync_folder
-from summerlm.data.formats import Column, ParquetShard, group_sizes, nearest_first, reading
+from summerlm.data.formats import (
+    Column,
+    ParquetShard,
+    group_sizes,
+    nearest_first,
+    parquet_file,
+    reading,
+)
 from summerlm.data.rows import Fault
 
 CACHE_VERSION = 1  # of the copy's layout, of `rows` and of the group sizes below
 GROUP_BYTES = 1 << 20  # a group of the copy closes at this much text...
 GROUP_ROWS = 1000  # ...or this many rows
-
-_ROW = pa.struct([("text", pa.large_string()), ("fault", pa.string())])  # one of the two is null
-
 
 _COLUMN = "row"
 _ROW = pa.struct([("text", pa.large_string()), ("fault", pa.string())])  # one of the two is null
@@ -67,7 +71,7 @@ def open_json_lines(name: str, path: Path, column: Column) -> JsonLinesShard:
     copy = cache_folder() / "jsonlines" / f"{hashlib.sha256(how.encode()).hexdigest()}.parquet"
     if not copy.exists():
         _write(copy, _rows(path, sha256, column))
-    with reading(copy, JsonLinesShard.remedy), pq.ParquetFile(copy) as file:
+    with reading(copy, JsonLinesShard.remedy), parquet_file(copy) as file:
         rows, sizes = group_sizes(file.metadata, _COLUMN)
     return JsonLinesShard(name, copy, size, sha256, rows, sizes, Column(_COLUMN, dialogue=False))
 
@@ -119,9 +123,13 @@ def _write(target: Path, rows: Iterator[str | Fault]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             try:
-                # dictionaries and statistics would only repeat the texts
                 with pq.ParquetWriter(
-                    file, schema, compression="zstd", use_dictionary=False, write_statistics=False
+                    file,
+                    schema,
+                    compression="zstd",
+                    use_dictionary=False,  # like statistics, it would only repeat the texts
+                    write_statistics=False,
+                    write_page_checksum=True,
                 ) as writer:
                     for group in _groups(rows):
                         writer.write_table(pa.table({_COLUMN: group}, schema), len(group))

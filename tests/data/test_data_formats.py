@@ -1,3 +1,6 @@
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,13 +81,29 @@ def test_only_the_text_column_is_read(tmp_path: Path) -> None:
     assert list(open_parquet("a", path, TEXT).read(0, 0, 50)) == ["text"] * 50
 
 
-def test_reading_gives_memory_back(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", pa.array(["x" * 10_000] * 2000), 2000)
-    shard = open_parquet("a", path, TEXT)
-    before = pa.total_allocated_bytes()
-    texts = list(shard.read(0, 1000, 1010))
-    assert len(texts) == 10
-    assert pa.total_allocated_bytes() - before < 1000
+def test_a_stripe_of_a_large_group_takes_little_memory_and_no_thread(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    texts = [noise.randbytes(5000).hex() for _ in range(6000)]  # 60 MB, 30 MB compressed
+    table = pa.table({"text": texts})
+    pq.write_table(table, tmp_path / "a", 6000, use_dictionary=False, compression="zstd")
+    program = """
+import os, sys
+import pyarrow as pa
+from pathlib import Path
+from summerlm.data.formats import Column, open_parquet
+
+threads = len(os.listdir("/proc/self/task"))
+shard = open_parquet("a", Path(sys.argv[1]), Column("text", False))
+assert len(list(shard.read(0, 5000, 5010))) == 10
+pool = pa.default_memory_pool()
+print(pool.max_memory(), pool.bytes_allocated(), len(os.listdir("/proc/self/task")) - threads)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak, left, threads = map(int, out.split())
+    assert peak < 25 << 20
+    assert left < 1000
+    assert threads == 0
 
 
 @pytest.mark.parametrize(

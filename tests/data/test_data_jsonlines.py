@@ -139,7 +139,7 @@ def test_a_file_without_the_key(tmp_path: Path, cache: Path, data: bytes, messag
     assert not list(cache.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "plain"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "overwrite", "plain"])
 def test_a_damaged_gz_is_named_and_leaves_no_copy(tmp_path: Path, cache: Path, damage: str) -> None:
     words = random.Random(0).choices(["one", "two", "three", "four"], k=50_000)
     data = bytearray(gzip.compress(lines({"text": "first"}, {"text": " ".join(words)})))
@@ -147,6 +147,8 @@ def test_a_damaged_gz_is_named_and_leaves_no_copy(tmp_path: Path, cache: Path, d
         del data[len(data) // 2 :]
     elif damage == "flip":
         data[len(data) // 2] ^= 0x10
+    elif damage == "overwrite":
+        data[1000:1050] = b"\xff" * 50
     else:
         data[:2] = b"{}"
     path = tmp_path / "a.json.gz"
@@ -164,6 +166,23 @@ def test_a_damaged_copy_is_named(tmp_path: Path, cache: Path) -> None:
     copy.write_bytes(copy.read_bytes()[:-3])
     with pytest.raises(SourceDownError, match="delete this copy"):
         open_json_lines("a.jsonl", path, TEXT)
+
+
+def test_a_flipped_bit_in_the_copy_is_noticed(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    noise = random.Random(0)
+    path.write_bytes(lines(*({"text": noise.randbytes(500).hex()} for _ in range(50))))
+    shard = open_json_lines("a.jsonl", path, TEXT)
+    (copy,) = cache.iterdir()
+    data, expected = copy.read_bytes(), rows(shard)
+    for offset in range(100, len(data) // 2, 997):
+        flipped = bytearray(data)
+        flipped[offset] ^= 1 << noise.randrange(8)
+        copy.write_bytes(flipped)
+        with pytest.raises(SourceDownError, match="delete this copy"):
+            rows(shard)
+    copy.write_bytes(data)
+    assert rows(shard) == expected
 
 
 def test_a_full_disk(tmp_path: Path, cache: Path) -> None:

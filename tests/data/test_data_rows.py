@@ -49,8 +49,9 @@ def test_dialogue_is_written_as_the_original_did(turns: object) -> None:
 
 
 def test_a_blank_turn_is_no_fault_beside_others() -> None:
-    turns = [{"from": "system", "value": ""}, {"from": "gpt", "value": "Yes"}]
-    assert dialogue(turns) == "\nSYSTEM: \nGPT: Yes"
+    blank, full = {"from": "system", "value": ""}, {"from": "gpt", "value": "Yes"}
+    assert dialogue([blank, full]) == "\nSYSTEM: \nGPT: Yes"
+    assert dialogue([full, blank]) == "\nGPT: Yes\nSYSTEM: "
 
 
 @pytest.mark.parametrize(
