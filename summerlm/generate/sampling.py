@@ -63,8 +63,9 @@ def sample(
         return logits.argmax(-1)
     V = logits.shape[-1]
     scores, ids = logits.topk(min(top_k or V, V))  # (B, k) each, likeliest first
-    # from the best score down: a tiny temperature then gives -inf at worst, never inf - inf
-    probabilities = ((scores - scores[:, :1]) / temperature).softmax(-1)
+    # from the best score down: a tiny temperature gives -inf at worst, never inf - inf or 0 / 0
+    divisor = max(temperature, torch.finfo(scores.dtype).tiny)
+    probabilities = ((scores - scores[:, :1]) / divisor).softmax(-1)
     if top_p is not None:
         likelier = probabilities.cumsum(-1) - probabilities  # sum of those before each
         probabilities = probabilities.where(likelier < top_p, 0)

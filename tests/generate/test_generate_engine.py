@@ -10,6 +10,7 @@ from summerlm.generate.engine import LanguageModel
 from summerlm.model.config import ModelConfig
 from summerlm.model.init import build
 from summerlm.tokenizer.learn import learn_bpe
+from summerlm.tokenizer.mistral import mistral_v3
 
 CONTEXT = 32
 
@@ -80,6 +81,26 @@ def test_eos_ends_the_text(lm, monkeypatch):
     scripted(monkeypatch, [the, eos, the])
     text = lm.generate("cat", max_tokens=3, stop_at_eos=False)
     assert text == lm.tokenizer.decode([the, the])
+
+
+def test_the_first_word_keeps_its_space(monkeypatch):
+    """Mistral's vocabulary drops a text's first space, but a completion goes on after a prompt."""
+    tokenizer = mistral_v3()
+    config = ModelConfig(
+        vocabulary=tokenizer.vocabulary,
+        width=8,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=8,
+        mlp_hidden=8,
+        context=16,
+    )
+    lm = LanguageModel(build(config, seed=0, device="cpu").eval(), tokenizer)
+    sat = tokenizer.encode("sat")
+    for prompt, text in (("the cat", " sat"), ("", "sat")):
+        scripted(monkeypatch, sat)
+        assert lm.generate(prompt, max_tokens=len(sat)) == text
 
 
 def test_pieces_are_whole_characters(lm, monkeypatch):

@@ -47,7 +47,7 @@ def test_frequencies(temperature, top_k, top_p):
 
 @given(
     st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
-    st.floats(1e-30, 100),
+    st.floats(0, 100) | st.sampled_from([5e-324, 1e-45, 1e-38]),
     st.none() | st.integers(1, 50),
     st.none() | st.floats(1e-30, 1.0),
 )
@@ -62,7 +62,8 @@ def test_there_is_always_a_token(scores, temperature, top_k, top_p):
 def test_temperature_zero_is_greedy():
     logits = torch.randn(50, 30)
     assert torch.equal(draw(logits, 0, top_k=7, top_p=0.3), logits.argmax(-1))
-    assert torch.equal(draw(logits, 1e-30), logits.argmax(-1))
+    for tiny in (5e-324, 1e-40, 1e-37, 1e-30):
+        assert torch.equal(draw(100 * logits, tiny), logits.argmax(-1))
     assert torch.equal(draw(logits, 1.0, top_p=1e-9), logits.argmax(-1))
 
 
