@@ -16,10 +16,10 @@ demo: install
 	$(BIN)/summerlm demo
 
 test: install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 2
 
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses 2
 
 lint: install
 	$(BIN)/ruff check .

@@ -90,8 +90,8 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> None:
         Record(recorder, settings, run.device, seconds_spent(run.folder)),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
-        every(settings.checkpoint.every_steps, saver.try_save, last_step=derived.stable_steps),
         every(None, saver.save, last_step=last),
+        every(settings.checkpoint.every_steps, saver.try_save, last_step=derived.stable_steps),
     ]
     data_state = state.get("data")
     loader = open_loader(settings, run.sources, run.tokenizer, data_state)

@@ -52,10 +52,10 @@ def open_recorder(
         resumed: Whether the folder held a run before.
 
     Returns:
-        The recorder; rows past the state's step are gone from its files.
+        The recorder; rows past the state's step are gone, but for incidents, which stay history.
     """
     done = state["step"] if state else 0
-    for path in (folder.metrics, folder.incidents, folder.samples):
+    for path in (folder.metrics, folder.samples):
         cut_rows(path, done)
     derived = derive(settings)
     sinks: list[Sink] = [

@@ -19,18 +19,24 @@ class SkipGuard:
         self.in_a_row = state["in_a_row"] if state else 0
         self.total = state["total"] if state else 0
 
-    def see(self, step: int, ok: bool) -> None:
+    def see(self, ok: bool) -> None:
         """Take note of one step.
 
         Args:
-            step: Its number.
             ok: Whether it was finite, so that its update was made.
-
-        Raises:
-            DivergedError: If too many steps in a row were not.
         """
         self.in_a_row = 0 if ok else self.in_a_row + 1
         self.total += not ok
+
+    def check(self, step: int) -> None:
+        """Stop a run that has diverged, after its last step is on record.
+
+        Args:
+            step: Number of the step seen last.
+
+        Raises:
+            DivergedError: If too many steps in a row were not finite.
+        """
         if self.in_a_row > self._max:
             raise DivergedError(
                 f"step {step}: loss or gradient not finite for {self.in_a_row} steps in a row; "

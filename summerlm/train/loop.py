@@ -87,7 +87,7 @@ def train(
             item, batch, wait = _fetch(batches, device)
         loss, norm, ok = torch.stack((result.loss, result.grad_norm, result.ok.float())).tolist()
         nats, counts = result.source_nats.tolist(), result.source_targets.tolist()
-        guard.see(done.number, bool(ok))
+        guard.see(bool(ok))
         yield Event(
             step=done.number,
             tokens=tokens,
@@ -99,6 +99,7 @@ def train(
             data_wait_s=waited,
             data=done,
         )
+        guard.check(done.number)
         if done.number >= last_step:
             return
 
