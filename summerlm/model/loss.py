@@ -8,7 +8,9 @@ rows makes its logits, its loss and its gradients at once, and is forgotten.
 Shapes: N tokens (B * T flattened), D width, V vocabulary, Vp vocabulary padded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,8 +72,9 @@ def next_token_loss(
     """
     if hidden.shape[0] != targets.shape[0]:
         raise ValueError(f"{hidden.shape[0]} hidden states but {targets.shape[0]} targets")
+    lose = partial(_lose, vocabulary=vocabulary, soft_cap=soft_cap, z_loss=z_loss)
     total, per_target = _ChunkedLoss.apply(
-        hidden, head, targets, vocabulary, soft_cap, z_loss, chunk_tokens, torch.is_grad_enabled()
+        hidden, head, targets, lose, chunk_tokens, torch.is_grad_enabled()
     )
     return Loss(total, (targets != IGNORE).sum(), per_target)
 
@@ -85,9 +88,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         head: Tensor,
         targets: Tensor,
-        vocabulary: int,
-        soft_cap: float | None,
-        z_loss: float,
+        lose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         chunk_tokens: int,
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -104,11 +105,11 @@ class _ChunkedLoss(torch.autograd.Function):
                 rows = slice(start, start + chunk_tokens)
                 h = hidden[rows].to(dtype)
                 logits = F.linear(h, weight).float()  # (chunk, Vp); bf16 sums lose the tail
-                loss, z = _lose(logits, targets[rows], vocabulary, soft_cap, z_loss)
+                loss, z = lose(logits, targets[rows])
                 per_target[rows] = loss
                 total += loss.sum() + z
                 if with_gradients:
-                    g = logits.to(dtype)  # `_lose` left the gradient in its place
+                    g = logits.to(dtype)  # `lose` left the gradient in their place
                     ctx.hidden_gradient[rows] = g @ weight
                     ctx.head_gradient += g.T @ h
         ctx.head_dtype = head.dtype
@@ -120,7 +121,7 @@ class _ChunkedLoss(torch.autograd.Function):
         scale = gradients[0]
         hidden = ctx.hidden_gradient * scale.to(ctx.hidden_gradient.dtype)
         head = (ctx.head_gradient * scale).to(ctx.head_dtype)
-        return hidden, head, None, None, None, None, None, None
+        return hidden, head, None, None, None, None
 
 
 def _lose(
