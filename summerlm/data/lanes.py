@@ -29,10 +29,10 @@ from summerlm.data.packing import Document, Packer, Place
 from summerlm.data.permutation import Permutation
 from summerlm.tokenizer.tokenizer import Tokenizer
 
-EMPTY_EPOCHS = 20  # a lane that met no text for so long will hardly meet any
+EMPTY_EPOCHS = 100  # a lane that met no text for so long will hardly meet any
 
 
-class Source(Protocol):
+class UnitSource(Protocol):
     """What a lane needs of a source: texts by unit, and how many a unit holds."""
 
     @property
@@ -68,7 +68,7 @@ class DataOrder:
         UsageError: If the lanes don't divide the rows, or a source can't feed every lane.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[UnitSource]
     weights: Sequence[float]
     max_epochs: Sequence[int | None]
     tokenizer: Tokenizer
@@ -114,7 +114,7 @@ class DataOrder:
 
 
 def walk(
-    source: Source, limit: int | None, lane: int, order: DataOrder, place: Place
+    source: UnitSource, limit: int | None, lane: int, order: DataOrder, place: Place
 ) -> Iterator[Document]:
     """Walk over the documents of one source that fall to one lane, epoch after epoch.
 
@@ -146,9 +146,9 @@ def walk(
                 "give it more text or set a smaller data.lanes"
             )
         units = Permutation(len(source.units), "units", order.seed, source.name, epoch)
-        ordinals = range(lane, len(source.units), order.lanes)
-        for ordinal in range(first_ordinal, len(ordinals)):
-            texts = _open_unit(source, units.at(ordinals[ordinal]), epoch, order.seed, first_row)
+        own = units(np.arange(lane, len(source.units), order.lanes))
+        for ordinal in range(first_ordinal, len(own)):
+            texts = _open_unit(source, int(own[ordinal]), epoch, order.seed, first_row)
             for row in range(first_row, first_row + len(texts)):
                 text = texts.pop().decode()
                 if not text:
@@ -160,7 +160,7 @@ def walk(
         first_ordinal = 0
 
 
-def _open_unit(source: Source, unit: int, epoch: int, seed: int, first_row: int) -> list[bytes]:
+def _open_unit(source: UnitSource, unit: int, epoch: int, seed: int, first_row: int) -> list[bytes]:
     """Read a unit's texts in the epoch's order from a row on, the next one last.
 
     They are held as UTF-8, of which a str may take four times as much, and leave one by one.

@@ -21,7 +21,7 @@ import torch
 
 from summerlm.core.errors import DataChangedError, SummerError, UsageError
 from summerlm.data.batch import Batch, batch_sha
-from summerlm.data.lanes import DataOrder, Source
+from summerlm.data.lanes import DataOrder, UnitSource
 from summerlm.data.ledger import Counts
 from summerlm.data.workers import Part, Share, start
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class Loader(Iterator[Step]):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[UnitSource],
         weights: Sequence[float],
         tokenizer: Tokenizer,
         *,
@@ -106,7 +106,8 @@ class Loader(Iterator[Step]):
         own = range(rank, lanes, world)
         share = Share(order, own, state["lanes"] if state is not None else None)
         self._parts, self._workers = start(share, min(workers, len(own)), prefetch_steps)
-        atexit.register(self.close)  # the workers ignore signals: they must be killed
+        if self._workers:
+            atexit.register(self.close)  # they ignore signals: they must be killed
 
     def __next__(self) -> Step:
         """Give the next step.

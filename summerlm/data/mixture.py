@@ -19,11 +19,13 @@ from functools import cache
 from itertools import accumulate
 from math import gcd
 
+from summerlm.core.errors import UsageError
 from summerlm.data.permutation import keyed_bits
 
 TURN = 1 << 64  # the circle in 64-bit integers
 GOLDEN = 0x9E3779B97F4A7C15  # its golden section
 RUN = 16_000  # rows over which a lane is to be even
+UNEVEN = 40  # sum of terms from which a lane strays by 8 rows; of L up to 4096 only 7 has no less
 
 
 class Mixture:
@@ -38,7 +40,7 @@ class Mixture:
         >>> mixture = Mixture([3.0, 1.0], lanes=1, seed=0)
         >>> sources = [mixture.source(0, row) for row in range(100)]
         >>> sources[:8], sources.count(0)
-        ([1, 0, 0, 1, 0, 0, 0, 0], 75)
+        ([0, 0, 0, 0, 1, 0, 0, 0], 76)
     """
 
     def __init__(self, weights: Sequence[float], lanes: int, seed: int) -> None:
@@ -67,10 +69,9 @@ class Mixture:
 def rotation(lanes: int) -> tuple[int, int]:
     """Choose how fast a lane turns and how the lanes are spread.
 
-    Points that turn by an angle stay even as long as the angle is badly approximated by
-    fractions: its continued fraction has small terms. Among the numbers coprime to L (others
-    would let lanes coincide) those of the smallest largest term are taken, nearest the golden
-    section on a tie. Every L has good ones: in the tests a lane stays within 8 rows of its shares.
+    Points that turn by an angle stay even if no coarse fraction comes near it: if the terms of
+    its continued fraction are small. Among the numbers coprime to L (others would let lanes
+    coincide) those of the smallest sum are taken, nearest the golden section on a tie.
 
     Args:
         lanes: Number of lanes L.
@@ -78,20 +79,23 @@ def rotation(lanes: int) -> tuple[int, int]:
     Returns:
         `k` and `g` of the module's formula.
 
+    Raises:
+        UsageError: If every choice lets single lanes stray from their shares.
+
     Source:
-        Kuipers and Niederreiter 1974, Uniform Distribution of Sequences, section 2.3.
+        Kuipers and Niederreiter 1974, Uniform Distribution of Sequences, chapter 2, theorem 3.4.
     """
     golden = lanes * GOLDEN / TURN
     coprime = [c for c in range(1, lanes + 1) if gcd(c, lanes) == 1]
     coprime.sort(key=lambda c: abs(c - golden))
 
-    def unevenness(numerator: int, denominator: int) -> tuple[int, int]:
-        terms = list(_continued_fraction(numerator, denominator))
-        return max(terms, default=0), sum(terms)
+    def turning(k: int) -> int:
+        return sum(_continued_fraction((k << 64) + GOLDEN, lanes << 64))
 
-    k = min(coprime, key=lambda c: unevenness((c << 64) + GOLDEN, lanes << 64))
-    g = min(coprime, key=lambda c: unevenness(c, lanes))
-    return k, g
+    k = min(coprime, key=turning)
+    if turning(k) >= UNEVEN:
+        raise UsageError(f"data.lanes = {lanes} can't be dealt evenly; take {lanes + 1} or others")
+    return k, min(coprime, key=lambda g: sum(_continued_fraction(g, lanes)))
 
 
 def _continued_fraction(numerator: int, denominator: int) -> Iterator[int]:

@@ -48,7 +48,7 @@ class Packer:
         self._documents = documents
         self._tokenizer = tokenizer
         self._ids = np.empty(0, np.int32)  # of the open document; empty until it is drawn
-        self._ends = np.empty(0, np.int64)  # UTF-8 bytes of its text up to and with each id
+        self._surplus = 0  # UTF-8 bytes of its text beyond those its ids stand for
 
     def row(self, targets: int) -> tuple[np.ndarray, Counts]:
         """Cut the next row off the stream.
@@ -68,9 +68,11 @@ class Packer:
                 self._open()
                 self.offset = 0
             piece = self._ids[self.offset : self.offset + missing]
-            # a piece's first id is no target of this row, or a BOS, which stands for no text
-            text_bytes += int(self._ends[self.offset + piece.size - 1] - self._ends[self.offset])
             self.offset += piece.size
+            # a piece's first id is no target of this row, or a BOS, which stands for no text
+            text_bytes += int(self._tokenizer.byte_lengths[piece[1:]].sum())
+            if self.offset == self._ids.size and piece.size > 1:
+                text_bytes += self._surplus  # settled where EOS is a target
             missing -= piece.size
             pieces.append(piece)
         self.offset -= 1  # the last id is the next row's first input
@@ -84,6 +86,5 @@ class Packer:
         bos, eos = self._tokenizer.bos, self._tokenizer.eos
         self._ids = np.array([bos, *self._tokenizer.encode(text), eos], np.int32)
         assert bos not in self._ids[1:], "text may never encode to a special id"
-        self._ends = self._tokenizer.byte_lengths[self._ids].cumsum(dtype=np.int64)
-        # a tokenizer may put a space before a text: the end of the document settles its bytes
-        self._ends[-1] = len(text.encode())
+        # a tokenizer may put a space before a text
+        self._surplus = len(text.encode()) - int(self._tokenizer.byte_lengths[self._ids].sum())

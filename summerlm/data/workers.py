@@ -10,11 +10,10 @@ imports once, in about two seconds, while the model is being built.
 Shapes: T targets a row, J rows a lane and step, n lanes dealt by one worker.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from summerlm.data.ledger import Counts
 from summerlm.data.mixture import Mixture
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer's to decide on
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal a process gets when its parent dies
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def start(
     if not workers:
         return iter(share), []
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "summerlm.data.sources"])
     loader = DataLoader(
         share,
         batch_size=None,
@@ -156,6 +154,16 @@ def _settle(worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # in case another's fork server was running
-    if sys.platform == "linux":
-        # the parent is the fork server, which ends with the trainer, whatever kills that
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """End this process when the trainer has gone, whatever killed it.
+
+    Linux's PR_SET_PDEATHSIG doesn't serve: a worker's parent is the fork server, which lives on
+    as long as its workers.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)

@@ -1,0 +1,154 @@
+"""In-memory sources, a byte tokenizer and a plain reference of a lane, for the order's tests."""
+
+import itertools
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from summerlm.core.errors import SourceDownError
+from summerlm.data.lanes import DataOrder
+from summerlm.data.loader import Loader
+from summerlm.data.mixture import Mixture
+from summerlm.data.permutation import Permutation
+
+BOS, EOS, SPACE, FIRST = 1, 2, 3, 4
+
+
+class ByteTokenizer:
+    """One id a byte; with `space` a text begins with an id of one byte that it doesn't have."""
+
+    bos, eos, vocabulary = BOS, EOS, FIRST + 256
+
+    def __init__(self, space=False, fingerprint="bytes"):
+        self.space, self.fingerprint = space, fingerprint
+        self.byte_lengths = np.array([0, 0, 0, 1] + [1] * 256)
+        self.encoded = 0
+
+    def encode(self, text):
+        self.encoded += 1
+        return [SPACE] * self.space + [FIRST + byte for byte in text.encode()]
+
+
+@dataclass
+class MemorySource:
+    """Texts by unit, held in memory."""
+
+    name: str
+    data: list
+    files: str = "pinned"
+    broken: dict = field(default_factory=dict)  # unit -> "down" | "bug" | "rows"
+
+    @cached_property
+    def units(self):
+        return [len(texts) for texts in self.data]
+
+    def read(self, unit):
+        fault = self.broken.get(unit)
+        if fault == "down":
+            raise SourceDownError(f"source {self.name}: unit {unit} can't be read")
+        if fault == "bug":
+            raise ZeroDivisionError("a bug of ours")
+        return self.data[unit][: -1 if fault == "rows" else None]
+
+    def lock(self):
+        return {"name": self.name, "files": self.files}
+
+
+def make_source(name, units, *, empty=7, longest=9):
+    """A source of units with these row counts; every `empty`-th row or so holds no text."""
+
+    def text(unit, row):
+        dice = random.Random(f"{name}{unit}.{row}")
+        if dice.randrange(empty) == 0:
+            return ""
+        return f"{name}{unit}.{row}é|" * dice.randrange(1, longest)
+
+    return MemorySource(name, [[text(u, r) for r in range(n)] for u, n in enumerate(units)])
+
+
+def make_order(sources, weights=None, *, limits=None, tokenizer=None, **settings):
+    settings = {"seed": 1, "lanes": 2, "rows": 4, "context": 16} | settings
+    return DataOrder(
+        sources,
+        weights or [1.0] * len(sources),
+        limits or [None] * len(sources),
+        tokenizer or ByteTokenizer(),
+        **settings,
+    )
+
+
+def make_loader(sources=None, weights=None, tokenizer=None, **settings):
+    """A loader of 12 rows and 12 lanes over three sources, but for what `settings` say."""
+    if sources is None:
+        sources = [
+            make_source("a", [5] * 30),
+            make_source("b", [1] * 40),
+            make_source("c", [9] * 13),
+        ]
+    shape = {"seed": 1, "lanes": 12, "rows": 12, "context": 40, "workers": 0, "prefetch_steps": 2}
+    settings = shape | settings
+    return Loader(sources, weights or [5.0, 3.0, 2.0], tokenizer or ByteTokenizer(), **settings)
+
+
+def take(steps, count):
+    return list(itertools.islice(steps, count))
+
+
+def reference_reading(source, lane, order, epochs):
+    """All rows of a lane's first epochs in order, as (place, text): plain loops, no cursor."""
+    for epoch in range(epochs):
+        units = Permutation(len(source.units), "units", order.seed, source.name, epoch)
+        own = units(np.arange(lane, len(source.units), order.lanes)).tolist()
+        for ordinal, unit in enumerate(own):
+            if rows := source.units[unit]:
+                shuffle = Permutation(rows, "rows", order.seed, source.name, epoch, unit)
+                for row, index in enumerate(shuffle(np.arange(rows))):
+                    yield (epoch, ordinal, row), source.data[unit][index]
+
+
+def reference_documents(source, lane, order, epochs):
+    """The texts of a lane's first epochs in order."""
+    return [text for _, text in reference_reading(source, lane, order, epochs) if text]
+
+
+def reference_skipped(source, lane, order, place):
+    """How many rows without text a lane passes over before a place."""
+    rows = reference_reading(source, lane, order, place[0] + 1)
+    return sum(not text for where, text in rows if where < tuple(place[:3]))
+
+
+def reference_stream(source, lane, order, least):
+    """At least so many ids of a lane's stream of one source, all documents laid end to end."""
+    tokenizer, ids, epochs = order.tokenizer, [], 1
+    while len(ids) < least:
+        epochs *= 2
+        texts = reference_documents(source, lane, order, epochs)
+        ids = [i for text in texts for i in (BOS, *tokenizer.encode(text), EOS)]
+    return ids
+
+
+def reference_rows(lane, order, count):
+    """The lane's first rows as (source, ids): windows of T + 1 ids that overlap by one."""
+    mixture, T = Mixture(order.weights, order.lanes, order.seed), order.context
+    streams = [reference_stream(s, lane, order, count * T + 1) for s in order.sources]
+    dealt = [0] * len(streams)
+    rows = []
+    for row in range(count):
+        source = mixture.source(lane, row)
+        start = dealt[source] * T
+        rows.append((source, streams[source][start : start + T + 1]))
+        dealt[source] += 1
+    return rows
+
+
+def run_here(code, hash_seed="0"):
+    """Run code in a fresh process that can import these files, and give what it prints."""
+    environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(sys.path)}
+    folder = Path(__file__).parent
+    command = [sys.executable, "-c", code]
+    return subprocess.check_output(command, cwd=folder, env=environment, text=True).strip()
