@@ -1,0 +1,343 @@
+"""The prose is held to the code: files, tests, commands, settings and links that it names exist.
+
+What stands in backticks in README.md, CONTRIBUTING.md and docs/*.md is told apart by its form;
+`WRONG` below shows, for each form, what is noticed.
+"""
+
+import ast
+import re
+import runpy
+import shlex
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+from test_architecture import ALLOWED
+
+import summerlm
+from summerlm.cli import app
+from summerlm.core.config import known_keys
+from summerlm.recipes.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+KEYS = known_keys(Settings)
+CODE = {path: path.read_text() for path in sorted((ROOT / "summerlm").rglob("*.py"))}
+
+OURS = r"(summerlm|tests|docs|configs|benchmarks|\.ci)/.+"  # folders of the repository
+ENDINGS = r".+\.(py|md|jinja|sh|toml|json|jsonl|html|safetensors)"
+PLACEHOLDER = re.compile(r"[A-Z_]+|\.\.\.|<.*>")  # CONFIG, RUN, ...: what a reader puts there
+
+
+def inline_code(text):
+    """What stands in backticks outside of fenced blocks, line ends as spaces."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return [" ".join(found.split()) for _, found in re.findall(r"(`+)(.+?)\1", prose, flags=re.S)]
+
+
+def fenced_blocks(text):
+    """(language, content) of fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def block_commands(content):
+    """The lines of a shell block that a reader would type, continued lines joined."""
+    for line in content.replace("\\\n", " ").splitlines():
+        if re.match(r"\$ |(\S+=\S+ )*(\S*/)?(summerlm|make|python|bash) ", line):
+            yield line.removeprefix("$ ")
+
+
+@cache
+def strings():
+    """Every string in the package, docstrings included: names of files that it writes are there."""
+    nodes = (node for text in CODE.values() for node in ast.walk(ast.parse(text)))
+    return "\n".join(n.value for n in nodes if isinstance(n, ast.Constant) and type(n.value) is str)
+
+
+@cache
+def commands():
+    """The command line as a tree of typer's commands."""
+    return typer.main.get_command(app)
+
+
+def options(command):
+    return {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+
+
+def all_options(command):
+    inner = [all_options(c) for c in getattr(command, "commands", {}).values()]
+    return options(command).union(*inner)
+
+
+# each check gives what is wrong, or nothing
+
+
+def wrong_test(words):
+    name, _, function = words.partition("::")
+    files = [ROOT / name] if "/" in name else list((ROOT / "tests").rglob(name))
+    if len(files) != 1 or not files[0].is_file():
+        return f"{words}: no such file, or several"
+    nodes = ast.walk(ast.parse(files[0].read_text()))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    return "" if function in defined else f"{words}: no such test"
+
+
+def wrong_key(words):
+    key = words.partition("=")[0].split(".")
+    for known in (text.split(".") for text in KEYS):
+        if key[-1] == "*" and len(known) >= len(key):  # `run.*`: all of a section
+            known = [*known[: len(key) - 1], "*"]
+        if len(known) == len(key) and all(n in (k, "*") for n, k in zip(known, key, strict=True)):
+            return ""
+    module = ROOT / "summerlm" / key[0] / f"{key[1]}.py"  # `train.loop` may be one of these
+    if "=" not in words and module in CODE and all(k in CODE[module] for k in key[2:]):
+        return ""
+    return f"{words}: no such setting"
+
+
+def wrong_path(words):
+    """A file of the repository must be there; of others, the code must know each part's name."""
+    words = words.removesuffix("/")
+    if re.fullmatch(r"\w+\.py", words):  # a name alone has to be the only one
+        files = [f for base in ("summerlm", "tests", "docs") for f in (ROOT / base).rglob(words)]
+        return "" if len(files) == 1 else f"{words}: no such file, or several"
+    if re.fullmatch(OURS, words) or words.endswith((".py", ".md", ".jinja", ".sh")):
+        bases = [ROOT, ROOT / "summerlm", ROOT / "docs", ROOT / "configs"]
+        return "" if any(any(base.glob(words)) for base in bases) else f"{words}: no such file"
+    if any((base / words).exists() for base in (ROOT, ROOT / "summerlm", ROOT / "configs")):
+        return ""
+    parts = words.split("/")
+    for part in parts[2:] if parts[0] == "runs" else parts:  # runs/... is the reader's to name
+        literal = re.split(r"[<*\d]", part)[0]
+        if PLACEHOLDER.fullmatch(part) or not literal:
+            continue
+        if not re.search(rf"(?<![\w.]){re.escape(literal)}(?!\w)", strings()):
+            return f"{words}: the code knows no {literal}"
+    return ""
+
+
+def wrong_command(words):
+    """A whole command line: subcommands, options, settings and our own files in it."""
+    start = next((i for i, w in enumerate(words) if w.split("/")[-1] == "summerlm"), None)
+    if "make" in words and start is None:
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+        asked = [w for w in words[words.index("make") + 1 :] if "=" not in w]
+        return "".join(f"make {w}: no such target" for w in asked if w not in targets)
+    for word in words:
+        if re.fullmatch(OURS, word) and (wrong := wrong_path(word)):
+            return wrong
+    if start is None:
+        return ""
+    command, rest = commands(), words[start + 1 :]
+    while rest and hasattr(command, "commands") and not PLACEHOLDER.fullmatch(rest[0]):
+        if rest[0].startswith("-"):
+            break
+        if rest[0] not in command.commands:
+            return f"{' '.join(words)}: no command {rest[0]}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    for word in rest:
+        bare = word.strip("[]").removesuffix("...").strip("[]")
+        if re.match(r"--?[a-z]", bare) and bare.partition("=")[0] not in options(command):
+            return f"{' '.join(words)}: no option {bare}"
+        override = re.match(r"\w+(\.\w+)+=", bare) and bare != "section.key=value"
+        if override and (wrong := wrong_key(bare)):
+            return wrong
+    return ""
+
+
+def wrong_code(words):
+    """What is wrong with one piece of inline code, told apart by its form."""
+    first = words.split()[0]
+    if re.fullmatch(r"[\w./]+\.py::\w+", words):
+        return wrong_test(words)
+    if first.split("/")[-1] in ("summerlm", "make", "python", "bash") and " " in words:
+        return wrong_command(shlex.split(words))
+    if re.match(r"--[a-z]", words):
+        text = "".join((ROOT / name).read_text() for name in ("Makefile", "pyproject.toml"))
+        known = first.partition("=")[0] in all_options(commands()) or first in text
+        return "" if known else f"{first}: no command has this option"
+    if found := re.match(r"summerlm\.(\w+)", words):
+        known = hasattr(summerlm, found[1]) or (ROOT / "summerlm" / found[1]).is_dir()
+        return "" if known else f"{words}: the package has no {found[1]}"
+    if re.fullmatch(r"SUMMERLM_\w+", words):
+        texts = [*CODE.values(), (ROOT / "tests" / "conftest.py").read_text()]
+        whole = re.compile(rf"\b{words}\b")
+        return "" if any(map(whole.search, texts)) else f"{words}: nothing reads it"
+    if re.fullmatch(r"(\.\w|[\w<*.]).*", words) and " " not in words and "(" not in words:
+        own = re.match(r"[~/$]|path/|my", words)  # the reader's files
+        if not own and (re.fullmatch(ENDINGS, words) or words[0] == "."):
+            return wrong_path(words)
+        if not own and re.fullmatch(r"[\w.*<>/-]*/[\w.*<>/-]*", words):
+            return wrong_path(words)
+    if re.fullmatch(r"[a-z]+(\.[\w*]+)+(=.*)?", words) and words.split(".")[0] in known_sections():
+        return wrong_key(words)
+    return ""
+
+
+def known_sections():
+    return {key.split(".")[0] for key in KEYS}
+
+
+def wrong_toml(content):
+    """Settings in a TOML block that don't exist."""
+
+    def keys(table, prefix=""):
+        for name, value in table.items():
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{name}.")
+            elif prefix:  # what stands above all tables is `extends`
+                yield prefix + name
+
+    return list(filter(None, map(wrong_key, keys(tomllib.loads(content)))))
+
+
+def wrong_in(text):
+    """All that is wrong in a page."""
+    found = [wrong_code(words) for words in inline_code(text)]
+    for language, content in fenced_blocks(text):
+        if language == "toml":
+            found += wrong_toml(content)
+        if language in ("", "sh", "bash", "console", "shell"):
+            found += [wrong_command(shlex.split(c, comments=True)) for c in block_commands(content)]
+    return [wrong for wrong in found if wrong]
+
+
+def anchors(page):
+    """The anchors of a page's headings, as forges make them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def wrong_links(page, text):
+    """Relative links that lead nowhere."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.is_relative_to(ROOT) or not file.exists():
+            yield f"{target}: leads nowhere"
+        elif anchor and anchor not in anchors(file):
+            yield f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_what_a_page_names_exists(page):
+    text = page.read_text()
+    assert wrong_in(text) == []
+    assert list(wrong_links(page, text)) == []
+
+
+def test_the_changelogs_links_lead_somewhere():
+    page = ROOT / "CHANGELOG.md"
+    assert list(wrong_links(page, page.read_text())) == []
+
+
+WRONG = [
+    "`summerlm/train/stop.py`",
+    "`train/stop.py`",
+    "`configs/16m.toml`",
+    "`configs/*.yaml`",
+    "`metric.jsonl`",
+    "`checkpoints/stop-<step>/state.json`",
+    "`runs/demo/sumary.json`",
+    "`.ci/runs`",
+    "`test_docs.py::test_nothing`",
+    "`tests/docs.py::test_nothing`",
+    "`conftest.py::tiny_text`",  # there are two
+    "`conftest.py`",
+    "`summerlm trian CONFIG`",
+    "`summerlm data hsh`",
+    "`summerlm demo --hours 4`",
+    "`summerlm train CONFIG optim.peek_lr=1`",
+    "`summerlm train configs/16m.toml`",
+    "`make al`",
+    "`python docs/make_setting.py`",
+    "`--hours`",
+    "`summerlm.lod`",
+    "`SUMMERLM_HUB`",
+    "`optim.peek_lr`",
+    "`data.sources.web.weigth`",
+    "`train.budget_token=4`",
+    "`train.lop`",
+    "`train.loop.Evnt`",
+    "```sh\nX=1 .venv/bin/summerlm train configs/15m.toml \\\n    dta.lanes=4  # few\n```",
+    "```\n$ summerlm evl RUN\n```",
+    '```toml\nextends = "15m.toml"\n[data.sources.mine]\npath = "a"\nwieght = 1\n```',
+]
+RIGHT = [
+    "`train.loop.Event`, `train.budget_tokens=4`, `data.sources.NAME.weight`, `run.*`, `torch.x`",
+    "`summerlm train CONFIG [section.key=value]...`, `summerlm tokenizer`, `make demo PYTHON=x`",
+    "`runs/mine/metrics.jsonl`, `step-00000010`, `<owner>/<name>`, `~/texts/*.txt`, `.json.gz`",
+    '```toml\nextends = "15m.toml"\n[data.sources.mine]\npath = "a"\nweight = 1\n```',
+    "```\nstep      1  loss 8.3180  rate 1.00e-03\n```",
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_false_word_is_noticed(text):
+    assert len(wrong_in(text)) == 1
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_a_true_word_is_not(text):
+    assert wrong_in(text) == []
+
+
+def test_false_links_are_noticed():
+    page = ROOT / "docs" / "architecture.md"
+    text = "[a](nothing.md) [b](../../elsewhere) [c](#nowhere) [d](settings.md#nowhere)"
+    assert len(list(wrong_links(page, text))) == 4
+    assert list(wrong_links(page, "[a](settings.md#run) [b](https://x.org/y)")) == []
+
+
+# what stands in both the prose and the code
+
+
+def table(page, heading):
+    """The rows of the first table below a heading, as lists of cells."""
+    section = (ROOT / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows[1:]]
+
+
+def test_the_table_of_stations_is_the_one_that_is_held():
+    rows = table("docs/architecture.md", "Stations")
+    told = {inline_code(name)[0]: " ".join(inline_code(allowed)) for name, _, allowed in rows}
+    assert told == ALLOWED
+
+
+def test_the_table_of_dependencies_is_the_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [re.split(r"[>=<\[]", dependency)[0] for dependency in project["dependencies"]]
+    rows = table("docs/architecture.md", "Dependencies")
+    assert sorted(inline_code(name)[0] for name, _ in rows) == sorted(asked)
+
+
+def test_the_table_of_exit_codes_is_the_errors():
+    from summerlm.core import errors
+
+    classes = [c for c in vars(errors).values() if isinstance(c, type)]
+    codes = {c.__name__: str(c.exit_code) for c in classes if issubclass(c, errors.SummerError)}
+    del codes["SummerError"]
+    rows = table("docs/architecture.md", "Exit codes")
+    assert {name: code for code, text in rows for name in re.findall(r"\(`(\w+)`\)", text)} == codes
+
+
+def test_names_in_the_architecture_occur_in_the_code():
+    """A single word in backticks: a file's field, a class, a kind of row."""
+    texts = [*CODE.values(), (ROOT / "pyproject.toml").read_text()]
+    words = set(re.findall(r"\w+", "\n".join(texts)))
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = {code for code in inline_code(page) if re.fullmatch(r"[A-Za-z]\w*", code)}
+    assert named - words == set()
+
+
+def test_the_page_of_settings_is_up_to_date():
+    made = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))["page"]()
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page == made, "run: python docs/make_settings.py"
+    assert all(f"`{key.replace('*', 'NAME')}`" in page for key in KEYS)
