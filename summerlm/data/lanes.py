@@ -24,7 +24,7 @@ import numpy as np
 
 from summerlm.core.errors import DataChangedError, UsageError
 from summerlm.data.ledger import Counts
-from summerlm.data.mixture import Mixture
+from summerlm.data.mixture import Mixture, rotation
 from summerlm.data.packing import Document, Packer, Place
 from summerlm.data.permutation import Permutation
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -65,7 +65,8 @@ class DataOrder:
         context: T, targets a row.
 
     Raises:
-        UsageError: If the lanes don't divide the rows, or a source can't feed every lane.
+        UsageError: If the lanes don't divide the rows or can't be dealt evenly, or a source can't
+            feed every lane.
     """
 
     sources: Sequence[UnitSource]
@@ -82,8 +83,9 @@ class DataOrder:
         if self.rows % self.lanes:
             raise UsageError(
                 f"data.lanes = {self.lanes} must divide the {self.rows} rows of a batch "
-                f"(train.batch_tokens / model.context)"
+                "(train.batch_tokens / model.context)"
             )
+        rotation(self.lanes)  # here, so that lanes which can't be dealt evenly are refused early
         for source in self.sources:
             if not sum(source.units):
                 raise UsageError(f"source {source.name}: no document to train on")
@@ -196,10 +198,9 @@ class Lane:
         self._rows: int = state["rows"] if state else 0
         places = state["places"] if state else [[0, 0, 0, 0]] * len(order.sources)
         self._packers = []
-        for source, limit, (*where, offset) in zip(
+        for source, limit, (epoch, ordinal, row, offset) in zip(
             order.sources, order.max_epochs, places, strict=True
         ):
-            epoch, ordinal, row = where
             place = (epoch, ordinal, row)
             documents = walk(source, limit, lane, order, place)
             self._packers.append(Packer(documents, order.tokenizer, place, offset))

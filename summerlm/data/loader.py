@@ -54,7 +54,10 @@ class Step:
 
 
 class Loader(Iterator[Step]):
-    """Deals the steps of a run to one rank, without end.
+    """Deals the steps of a run to one rank, without end, until it is closed.
+
+    Workers import the main module again: a script of one's own that makes a loader with workers
+    does it under `if __name__ == "__main__"`.
 
     Args:
         sources: The sources.
@@ -153,7 +156,10 @@ class Loader(Iterator[Step]):
         except RuntimeError as error:
             if all(worker.is_alive() for worker in self._workers):
                 raise
-            raise SummerError(f"a data worker died: {error}") from None
+            raise SummerError(
+                f"a data worker died ({error}); look for an out-of-memory kill, or set "
+                "data.workers=0 to see it fail in this process"
+            ) from None
         if isinstance(part, SummerError):
             raise part
         return part

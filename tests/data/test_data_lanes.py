@@ -28,7 +28,7 @@ from summerlm.core.errors import DataChangedError, UsageError
 from summerlm.data.lanes import Lane, walk
 from summerlm.data.mixture import Mixture
 
-FEW = settings(deadline=None, max_examples=80)
+FEW = settings(deadline=None, max_examples=40)
 SPECS = st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=12), min_size=1, max_size=4)
 
 
@@ -253,7 +253,7 @@ def order_digest():
 def test_the_order_is_the_same_in_every_process_and_for_ever():
     code = "from test_data_lanes import order_digest; print(order_digest())"
     pinned = "43fbcdab3fceae8363258d93c38a3b586e8bdd770f96c51aab067a1593a41daa"
-    assert [order_digest(), run_here(code, "0"), run_here(code, "1")] == [pinned] * 3
+    assert [order_digest(), run_here(code, hash_seed="1")] == [pinned] * 2
 
 
 class WideSource(MemorySource):

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,19 @@ from data_streams import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from summerlm.core.config import validate
 from summerlm.core.errors import DataChangedError, SourceDownError, SummerError, UsageError
 from summerlm.data.batch import IGNORE, Batch, batch_sha
+from summerlm.data.config import DataConfig
+from summerlm.data.ledger import Ledger
 from summerlm.data.loader import hash_steps, merge_states
+from summerlm.data.sources import open_sources
+from summerlm.tokenizer.mistral import mistral_v3
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 DIVISORS = st.sampled_from([1, 2, 3, 4, 6, 12])
-FEW = settings(deadline=None, max_examples=40)
+FEW = settings(deadline=None, max_examples=25)
 
 
 def same(steps, others):
@@ -199,6 +205,56 @@ def test_shares_are_shares_of_tokens_whatever_the_documents():
         assert abs(tokens[name] / total - weight / 100) < 0.005
 
 
+# the stand-ins of the five sources
+
+ROOT = Path(__file__).parents[2]
+MIRROR = Path(os.environ.get("SUMMERLM_TEST_DATA", ROOT.parent / "shared" / "data")) / "hub"
+
+
+@pytest.fixture(scope="module")
+def open_five(tmp_path_factory):
+    """A function that opens a loader over the stand-ins of `summer-4b.toml`, and the weights."""
+    if not MIRROR.is_dir():
+        pytest.skip(f"no stand-in data: {MIRROR} is missing; set SUMMERLM_TEST_DATA")
+    settings = tomllib.loads((ROOT / "configs" / "summer-4b.toml").read_text())["data"]
+    settings |= {"mirror": str(MIRROR), "lanes": 24}
+    config = validate(DataConfig, settings, "summer-4b.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUMMERLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        sources = open_sources(config, lanes=24)
+    weights = {name: source.weight for name, source in config.sources.items()}
+    tokenizer = mistral_v3()
+
+    def open_loader(**settings):
+        shape = {"lanes": 24, "rows": 24, "context": 256}
+        return make_loader(sources, list(weights.values()), tokenizer, **shape | settings)
+
+    return open_loader, weights
+
+
+def test_five_sources_are_the_same_with_workers_and_over_a_resume(open_five):
+    open_loader, _ = open_five
+    alone = take(open_loader(), 16)
+    first = open_loader(workers=2)
+    second = open_loader(workers=1, state=round_trip(alone[7].state))
+    try:
+        same(take(first, 8) + take(second, 8), alone)
+    finally:
+        first.close()
+        second.close()
+
+
+@pytest.mark.slow
+def test_shares_of_the_five_sources(open_five):
+    open_loader, weights = open_five
+    ledger = Ledger(weights)
+    for step in take(open_loader(), 2_000_000 // (24 * 256)):
+        ledger.add(step.source_counts)
+    for name, sums in ledger.report()["sources"].items():
+        assert abs(sums["share"] - weights[name] / sum(weights.values())) < 0.005
+        assert 1.5 < sums["bytes"] / sums["targets"] < 6
+
+
 # refusals
 
 
@@ -233,6 +289,8 @@ def test_wrong_divisions_are_refused_naming_both():
         make_loader(world=5)
     with pytest.raises(UsageError, match=r"data\.lanes = 12 must divide the 20 rows"):
         make_loader(rows=20)
+    with pytest.raises(UsageError, match=r"data\.lanes = 7 can't be dealt evenly"):
+        make_loader(lanes=7, rows=7, workers=2)
 
 
 def test_states_of_different_steps_are_not_merged():
@@ -302,6 +360,7 @@ def test_a_bug_keeps_its_traceback():
         loader.close()
 
 
+@pytest.mark.slow  # torch looks after its workers every five seconds
 def test_a_killed_worker_is_a_typed_error():
     loader = make_loader(workers=2, prefetch_steps=1)
     try:

@@ -1,0 +1,166 @@
+"""The order's tests can fail: each of these breaks of the code must be noticed by them.
+
+A first draft of such tests passes on broken code more often than one thinks. A mutant whose text
+no longer occurs in the code is an error: change it along with the code.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import summerlm
+
+HERE = Path(__file__).parent
+NAMES = ("lanes", "ledger", "loader", "mixture", "permutation")
+
+CONFTEST = """
+from pathlib import Path
+import summerlm
+from hypothesis import Phase, settings
+assert Path(summerlm.__file__).is_relative_to(Path(__file__).parent)
+settings.register_profile("m", database=None, derandomize=True, phases=[Phase.generate])
+settings.load_profile("m")
+"""
+
+# (tests that must notice, module, text, what it becomes)
+MUTANTS = {
+    "offset not saved": ("lanes", "lanes", "packer.place, packer.offset]", "packer.place, 0]"),
+    "rows dealt not restored": ("lanes", "lanes", 'state["rows"] if state else 0', "0"),
+    "every epoch alike": ("lanes", "lanes", '"units", order.seed, source.name, epoch', '"units"'),
+    "row order by where one begins": ("lanes", "lanes", "name, epoch, unit)", "name, first_row)"),
+    "resumes a row late": (
+        "lanes",
+        "lanes",
+        "arange(first_row, rows)",
+        "arange(first_row + 1, rows)",
+    ),
+    "later units begun late": ("lanes", "lanes", "            first_row = 0\n", ""),
+    "later epochs begun late": ("lanes", "lanes", "        first_ordinal = 0\n", ""),
+    "lanes share units": (
+        "lanes",
+        "lanes",
+        "len(source.units), order.lanes)",
+        "len(source.units))",
+    ),
+    "one epoch too many": ("lanes", "lanes", "epoch >= limit", "epoch > limit"),
+    "short unit accepted": ("lanes", "lanes", "len(texts) != rows", "len(texts) > rows"),
+    "skipped rows counted again": (
+        "ledger",
+        "lanes",
+        "last_met, skipped = epoch, 0",
+        "last_met = epoch",
+    ),
+    "lock not in the identity": ("loader", "lanes", '{**source.lock(), "units"', '{"units"'),
+    "a token between rows lost": ("lanes", "packing", "self.offset -= 1", "self.offset -= 0"),
+    "eos lost at a row's edge": (
+        "lanes",
+        "packing",
+        "if self.offset == self._ids.size:",
+        "if self.offset >= self._ids.size - 1:",
+    ),
+    "open document begun anew": (
+        "lanes",
+        "packing",
+        "not self._ids.size:\n",
+        "not self._ids.size:\n            self.offset = 0\n",
+    ),
+    "first input counted": ("ledger", "packing", "byte_lengths[piece[1:]]", "byte_lengths[piece]"),
+    "surplus counted twice": ("lanes", "packing", "and piece.size > 1", "and piece.size > 0"),
+    "lanes all alike": ("mixture", "mixture", "self._g * lane", "self._g * 0"),
+    "rotation not chosen": ("mixture", "mixture", "key=turning)", "key=lambda c: abs(c - golden))"),
+    "positions not walked inside": ("permutation", "permutation", ").any():", ").all():"),
+    "key by hash()": (
+        "permutation",
+        "permutation",
+        "json.dumps(key).encode()",
+        "str(hash(key)).encode()",
+    ),
+    "bos as a target": ("loader", "batch", "rows.masked_fill(begins, IGNORE)", "rows"),
+    "borders from before the row": ("loader", "batch", " - begins[:, :1].long()", ""),
+    "identity shared": ("loader", "loader", "copy.deepcopy(self._identity)", "self._identity"),
+    "ranks take neighbouring lanes": (
+        "loader",
+        "loader",
+        "range(rank, lanes, world)",
+        "range(rank * lanes // world, (rank + 1) * lanes // world)",
+    ),
+    "parts laid side by side": (
+        "loader",
+        "loader",
+        "index :: len(parts)]",
+        "index * 2 : index * 2 + part.shape[1]]",
+    ),
+    "step not restored": (
+        "loader",
+        "loader",
+        'state["step"] if state is not None',
+        "0 if state is not None",
+    ),
+    "errors as tracebacks": (
+        "loader",
+        "workers",
+        "except SummerError as error",
+        "except KeyError as error",
+    ),
+}
+
+
+def run_tests(folder, names=NAMES):
+    """Run quick tests on the copy in `folder`; 0 = all passed, 1 = one failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
+    # the tests of dying processes are slow, and of other things
+    command += ["-k", "not trainer and not killed and not group and not at_once"]
+    command += [str(folder / f"test_data_{name}.py") for name in names]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    return result.returncode
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the package and of the order's tests."""
+    package = Path(summerlm.__file__).parent
+    shutil.copytree(package, tmp_path / "summerlm", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("data_streams.py", *(f"test_data_{name}.py" for name in NAMES)):
+        shutil.copy(HERE / name, tmp_path)
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_code_as_it_is_passes(copied):
+    assert run_tests(copied) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_a_mutant_is_killed(name, copied):
+    tests, module, old, new = MUTANTS[name]
+    file = copied / "summerlm" / "data" / f"{module}.py"
+    code = file.read_text()
+    assert code.count(old) == 1, f"{old!r} occurs {code.count(old)} times in {module}.py"
+    file.write_text(code.replace(old, new))
+    assert run_tests(copied, [tests]) == 1, "survived"
