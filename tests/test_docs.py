@@ -52,9 +52,10 @@ def block_commands(content):
 
 @cache
 def strings():
-    """Every string in the package, docstrings included: names of files that it writes are there."""
+    """Every string in the package, docstrings included, and the Makefile: they name their files."""
     nodes = (node for text in CODE.values() for node in ast.walk(ast.parse(text)))
-    return "\n".join(n.value for n in nodes if isinstance(n, ast.Constant) and type(n.value) is str)
+    found = [n.value for n in nodes if isinstance(n, ast.Constant) and type(n.value) is str]
+    return "\n".join([*found, (ROOT / "Makefile").read_text()])
 
 
 @cache
@@ -352,6 +353,22 @@ def test_the_table_of_exit_codes_is_the_errors():
     del codes["SummerError"]
     rows = table("docs/architecture.md", "Exit codes")
     assert {name: code for code, text in rows for name in re.findall(r"\(`(\w+)`\)", text)} == codes
+
+
+def test_the_rows_of_metrics_are_told_whole():
+    written = {}
+    for text in CODE.values():
+        for node in ast.walk(ast.parse(text)):
+            name = isinstance(node, ast.Call) and getattr(node.func, "attr", None)
+            if name == "write" and node.args and isinstance(node.args[0], ast.Constant):
+                fields = {keyword.arg for keyword in node.keywords} - {"line"}
+                written.setdefault(node.args[0].value, set()).update(fields)
+    assert "train" in written
+    del written["sample"]  # has a file of its own
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    items = re.findall(r'^- "(\w+)": (.+?)(?=\n- |\n\n)', page, flags=re.M | re.S)
+    told = {kind: {c for c in inline_code(item) if "." not in c} for kind, item in items}
+    assert told == written
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
