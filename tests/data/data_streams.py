@@ -4,6 +4,8 @@ import itertools
 import random
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from summerlm.data.mixture import Mixture
 from summerlm.data.permutation import Permutation
 
 BOS, EOS, SPACE, FIRST = 1, 2, 3, 4
+READING = threading.Lock()  # like those of a library that reads
 
 
 class ByteTokenizer:
@@ -41,16 +44,19 @@ class MemorySource:
     name: str
     data: list
     files: str = "pinned"
-    broken: dict = field(default_factory=dict)  # unit -> "down" | "bug" | "rows"
+    broken: dict = field(default_factory=dict)  # unit -> "down" | "rows" | "stall" | "bug"
 
     @cached_property
     def units(self):
         return [len(texts) for texts in self.data]
 
     def read(self, unit):
-        fault = self.broken.get(unit)
+        with READING:
+            fault = self.broken.get(unit)
         if fault == "down":
             raise SourceDownError(f"source {self.name}: unit {unit} can't be read")
+        if fault == "stall":
+            time.sleep(100)
         if fault == "bug":
             raise ZeroDivisionError("a bug of ours")
         return self.data[unit][: -1 if fault == "rows" else None]
