@@ -5,11 +5,11 @@ and turns a `SummerError` into one line and its exit code.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -70,13 +70,22 @@ def train(
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None, to: Json = None) -> None:
-    """Count a configuration's parameters, FLOPs and steps."""
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    hardware: Annotated[str | None, typer.Option(help="h200, h100, a100 or mi300x.")] = None,
+    count: Annotated[int, typer.Option(help="How many of them.", min=1)] = 8,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that is reached.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Dollars a device-hour.")] = None,
+    to: Json = None,
+) -> None:
+    """Count a configuration's parameters, FLOPs and steps; with hardware, days and dollars."""
     from summerlm.core.config import read_settings
     from summerlm.recipes.planning import plan as recipe
     from summerlm.recipes.settings import Settings
 
-    _show("plan", recipe(read_settings(Settings, config, overrides or [])), to)
+    settings = read_settings(Settings, config, overrides or [])
+    _show("plan", recipe(settings, hardware, count, mfu, price), to)
 
 
 @app.command(name="eval")
@@ -214,27 +223,19 @@ def tokenizer_train(
 
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on stderr."""
+    # OpenMP's threads wait in a loop by default: where another process wants the same cores, that
+    # costs a factor of several; it is read when torch is imported, which no command has done yet
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = app(standalone_mode=False)
+        app()
     except SummerError as error:
-        code = _complain(error)
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = UsageError.exit_code
-    except KeyboardInterrupt:
-        code = 130
+        sys.exit(_complain(error))
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        code = _complain(
-            DeviceMemoryError(
-                f"out of memory: {str(error).splitlines()[0]}; "
-                "lower parallel.micro_batch_rows or train.batch_tokens"
-            )
-        )
-    sys.exit(code if isinstance(code, int) else 0)
+        words = str(error).partition("\n")[0]
+        advice = "lower parallel.micro_batch_rows or train.batch_tokens"
+        sys.exit(_complain(DeviceMemoryError(f"out of memory: {words}; {advice}")))
 
 
 def _complain(error: SummerError) -> int:

@@ -9,6 +9,6 @@ class CheckpointConfig(Section):
     """When a run is saved and how many saves are kept."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two saves; none saves at the end and on request only."""
+    """Steps between two saves; none saves at the stable phase's end, the run's, and on a signal."""
     keep_last: int = Field(default=2, ge=1)
     """Verified checkpoints that are kept, besides the one a longer run can start from."""

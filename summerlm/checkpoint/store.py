@@ -63,7 +63,7 @@ class Store:
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder = folder
         self._warn = warn
-        self._verified: set[int] = set()
+        self._good: dict[int, bool] = {}  # verdicts of this process
 
     def path(self, step: int) -> Path:
         """Name the folder of a step's checkpoint."""
@@ -92,7 +92,9 @@ class Store:
         """
         draft = self.folder / f"tmp-{step:08d}-{uuid.uuid4().hex[:8]}"
         try:
-            draft.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
+            draft.mkdir()
             _write_contents(draft, contents)
             _write_manifest(draft, step)
             publish_folder(draft, self.path(step))
@@ -100,7 +102,7 @@ class Store:
             raise SaveError(f"{self.path(step)}: can't be saved: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._verified.add(step)
+        self._good[step] = True
         return self.path(step)
 
     def latest(self) -> Path | None:
@@ -120,7 +122,7 @@ class Store:
             except DamagedError as error:
                 damaged.append((step, str(error)))
                 continue
-            self._verified.add(step)
+            self._good[step] = True
             for bad, reason in damaged:
                 aside = self.folder / f"damaged-{self.path(bad).name}-{uuid.uuid4().hex[:8]}"
                 self.path(bad).rename(aside)
@@ -168,14 +170,14 @@ class Store:
             self._warn(f"checkpoints of steps {later[0]} to {later[-1]} moved to {branch.name}")
 
     def _is_good(self, step: int) -> bool:
-        if step not in self._verified:
+        if step not in self._good:
             try:
                 verify(self.path(step))
+                self._good[step] = True
             except DamagedError as error:
                 self._warn(f"checkpoint {error}")
-                return False
-            self._verified.add(step)
-        return True
+                self._good[step] = False
+        return self._good[step]
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -200,10 +202,13 @@ def verify(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{folder / extra[0]}: does not belong here")
     for name, entry in expected.items():
         path = folder / name
-        if path.stat().st_size != entry["bytes"]:
-            size = path.stat().st_size
+        try:
+            size, digest = path.stat().st_size, sha256_file(path)
+        except OSError as error:
+            raise DamagedError(f"{path}: can't be read: {error.strerror}") from None
+        if size != entry["bytes"]:
             raise DamagedError(f"{path}: has {size} bytes, the manifest says {entry['bytes']}")
-        if sha256_file(path) != entry["sha256"]:
+        if digest != entry["sha256"]:
             raise DamagedError(f"{path}: its SHA-256 differs from the manifest's")
     return manifest
 
@@ -231,8 +236,9 @@ def _write_contents(draft: Path, contents: Contents) -> None:
     for stem, tensors in contents.tensors.items():
         path = draft / f"{stem}.safetensors"
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-        if read_tensors(path).keys() != tensors.keys():
-            raise OSError(f"{path.name} does not read back")
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) != tensors.keys():
+                raise OSError(f"{path.name} does not read back")
         _sync_file(path)
     plain = {
         f"{stem}.json": json.dumps(value, allow_nan=False).encode()

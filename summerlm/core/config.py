@@ -156,9 +156,15 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `top` over `base`, table by table; a value or list replaces the one below it whole."""
+    """Lay `top` over `base`, table by table; a value or list replaces the one below it whole.
+
+    "none" for a table takes it away, for instance a source of the extended file.
+    """
     merged = dict(base)
     for key, value in top.items():
+        if value == NONE and isinstance(merged.get(key), dict):
+            del merged[key]
+            continue
         below = merged.get(key)
         both = isinstance(below, dict) and isinstance(value, dict)
         merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
@@ -176,7 +182,11 @@ def _apply_override(values: dict[str, Any], text: str) -> None:
         if not isinstance(inner, dict):
             raise UsageError(f"override {text!r}: {name} is a value, not a section")
         table = inner
-    table[names[-1]] = _parse_value(raw.strip())
+    value = _parse_value(raw.strip())
+    if value == NONE and isinstance(table.get(names[-1]), dict):
+        del table[names[-1]]
+    else:
+        table[names[-1]] = value
 
 
 def _parse_value(raw: str) -> Any:

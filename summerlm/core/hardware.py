@@ -1,7 +1,7 @@
 """What devices can do and cost, with sources, and which one is here.
 
-Flow: `train` asks for the device's peak to print MFU, `plan` for memory and price,
-`recipes` for the device and the compute dtype of a run.
+Flow: `train` asks whether bf16 pays; `recipes` ask for the device of a run, its peak for the MFU,
+and the peak and price of hardware that is only planned for.
 """
 
 import platform
@@ -37,8 +37,12 @@ class Accelerator:
 
 ACCELERATORS = (
     Accelerator("h200", "h200", 989e12, 141e9, 4.8e12, None, "NVIDIA H200 data sheet"),
-    Accelerator("h100", "h100", 989e12, 80e9, 3.35e12, None, "NVIDIA H100 SXM data sheet"),
-    Accelerator("a100", "a100", 312e12, 80e9, 2.04e12, None, "NVIDIA A100 80GB SXM data sheet"),
+    Accelerator(
+        "h100", "h100 80gb hbm3", 989e12, 80e9, 3.35e12, None, "NVIDIA H100 SXM data sheet"
+    ),
+    Accelerator(
+        "a100", "a100-sxm4-80gb", 312e12, 80e9, 2.04e12, None, "NVIDIA A100 80GB SXM data sheet"
+    ),
     Accelerator(
         "mi300x",
         "mi300x",
@@ -91,8 +95,8 @@ def pick_device(name: str) -> torch.device:
 def supports_bf16(device: torch.device) -> bool:
     """Tell whether bf16 matrix products run faster than float32 ones on a device.
 
-    On a CPU this is so where the processor has bf16 dot products (AVX-512 BF16 or AMX) or Arm's
-    BF16 extension; elsewhere oneDNN converts, and bf16 is slower than float32.
+    On a CPU this is so where the processor has AVX-512 BF16 or AMX; elsewhere oneDNN converts, and
+    bf16 is slower than float32.
 
     Args:
         device: Where the products would run.

@@ -4,7 +4,7 @@ Flow: `recipes` make a `Recorder` with the sinks of the run; `train`'s hooks cal
 `Recorder.write(kind, **fields)`; each sink takes what it can show.
 
 Kinds: "train" is one completed step and the only kind with a `loss`; "validation", "sample",
-"checkpoint", "resume" and "incident" are what the hooks report.
+"resume", "stop" and "incident" tell what happened beside the steps.
 """
 
 import contextlib

@@ -9,6 +9,7 @@ Flow:
 """
 
 import itertools
+import json
 import math
 import statistics
 import tempfile
@@ -91,8 +92,8 @@ def training_texts() -> Iterator[str]:
 def demo_settings(folder: Path, budget_tokens: int) -> Settings:
     """Give the demo's settings for a folder and budget."""
     overrides = [
-        f"run.folder={folder}",
-        f"tokenizer.name={folder / 'tokenizer'}",
+        f"run.folder={json.dumps(str(folder))}",  # a JSON string is one of TOML, too
+        f"tokenizer.name={json.dumps(str(folder / 'tokenizer'))}",
         f"train.budget_tokens={budget_tokens}",
         f"parallel.compile={'true' if has_compiler() else 'false'}",
     ]

@@ -115,6 +115,9 @@ def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None])
         )
     sources = open_sources(settings.data, settings.data.lanes)
     resumed = folder.settings.exists()
+    lock = [source.lock() for source in sources]
+    if resumed:
+        check_data(folder, lock)
     store = Store(folder.checkpoints, warn)
     store.clear_drafts()
     if resumed:
@@ -129,7 +132,7 @@ def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None])
         check_tokenizer(tokenizer, state, checkpoint)
     if settings.parallel.compile:
         compile_blocks(model.blocks, device)
-    write_identity(settings, folder, tokenizer, sources, device)
+    write_identity(settings, folder, tokenizer, lock, device)
     return Run(
         settings=settings,
         folder=folder,
@@ -169,11 +172,27 @@ def extend(store: Store, old: Settings, new: Settings) -> None:
     store.branch_off(before.stable_steps)
 
 
+def check_data(folder: RunFolder, lock: list[dict[str, Any]]) -> None:
+    """Refuse data that are not those the run began with.
+
+    Args:
+        folder: The run's folder.
+        lock: What the opened data are.
+
+    Raises:
+        DataChangedError: If they differ; the message names the first difference.
+    """
+    path = folder.path / "data.lock.json"
+    if found := lock_differences(read_json(path), lock):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise DataChangedError(f"{path}: the data differ from the run's: {found[0]}{more}")
+
+
 def write_identity(
     settings: Settings,
     folder: RunFolder,
     tokenizer: Tokenizer,
-    sources: list[Source],
+    lock: list[dict[str, Any]],
     device: torch.device,
 ) -> None:
     """Write down what the run is made of; the settings last, for they mark a run as begun.
@@ -182,14 +201,9 @@ def write_identity(
         settings: The run's settings.
         folder: Its folder, held.
         tokenizer: Its tokenizer.
-        sources: Its data.
+        lock: What its data are.
         device: Where it trains.
-
-    Raises:
-        DataChangedError: If the run began with other data.
     """
-    lock = [source.lock() for source in sources]
-    path = folder.path / "data.lock.json"
     if not folder.settings.exists():
         folder.write_json("data.lock.json", lock)
         tokenizer.save(folder.path)
@@ -205,7 +219,4 @@ def write_identity(
             },
         }
         folder.write_json("manifest.json", facts)
-    elif found := lock_differences(read_json(path), lock):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise DataChangedError(f"{path}: the data differ from the run's: {found[0]}{more}")
     write_atomically(folder.settings, dump_toml(settings).encode())

@@ -42,23 +42,29 @@ def pretrain(settings: Settings, console: Console) -> int:
         console.print(f"{settings.run.folder}: finished already; nothing to do", soft_wrap=True)
         return 0
     with RunFolder(settings.run.folder) as folder, StopRequest() as stop:
-        run = open_run(settings, folder, warn=lambda line: console.print(line, markup=False))
+        notes: list[str] = []
+        run = open_run(settings, folder, notes.append)
         describe_run(console, settings, run.model, run.optimizer, run.device, run.dtype)
         recorder = open_recorder(settings, folder, console, run.state, run.resumed)
+        for note in notes:
+            recorder.write("incident", line=f"warning: {note}", reason=note)
         try:
-            run_steps(run, recorder, stop)
+            finished = run_steps(run, recorder, stop)
         finally:
             recorder.close()
-    return stop.exit_code
+    return 0 if finished else stop.exit_code
 
 
-def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> None:
+def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     """Make the remaining steps, with everything that hangs on them.
 
     Args:
         run: The run.
         recorder: Where its events go.
         stop: Asked after each step whether to save and leave.
+
+    Returns:
+        Whether the last step is made, not only saved on request.
 
     Raises:
         SaveError: If the last state can't be saved.
@@ -115,7 +121,8 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> None:
                 break
     finally:
         loader.close()
-        run.folder.write_json("ledger.json", ledger.report())
+    run.folder.write_json("ledger.json", ledger.report())
+    return event.step == last
 
 
 def make_stepper(run: Run) -> Stepper:

@@ -131,7 +131,9 @@ def _draw(
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

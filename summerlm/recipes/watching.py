@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from summerlm.core.errors import UsageError
 from summerlm.core.record import Recorder
 from summerlm.data.sources import Source
 from summerlm.eval.text import TextScore, measure
@@ -30,6 +31,9 @@ class Watch:
         sources: The run's sources.
         dtype: Autocast's dtype, or None for float32.
         recorder: Takes the results.
+
+    Raises:
+        UsageError: If a prompt is longer than the context.
     """
 
     def __init__(
@@ -49,6 +53,12 @@ class Watch:
         self._config: SamplesConfig = settings.samples
         self._dtype = dtype
         self._recorder = recorder
+        for prompt in settings.samples.prompts:
+            if (length := 1 + len(tokenizer.encode(prompt))) > self._context:
+                raise UsageError(
+                    f"samples.prompts: {prompt[:40]!r} has {length} tokens with BOS, "
+                    f"model.context is {self._context}"
+                )
         limit = settings.validation.characters_per_source
         self._held_out = {source.name: list(take_text(source, limit)) for source in sources}
 
