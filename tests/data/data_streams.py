@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from summerlm.core.errors import SourceDownError
 from summerlm.data.lanes import DataOrder
@@ -105,6 +106,18 @@ def take(steps, count):
     return list(itertools.islice(steps, count))
 
 
+def assert_same(steps, others):
+    """Two runs of steps are equal in all they hold."""
+    assert [s.sha for s in steps] == [s.sha for s in others]
+    assert [s.state for s in steps] == [s.state for s in others]
+    assert [s.source_counts for s in steps] == [s.source_counts for s in others]
+    for step, other in zip(steps, others, strict=True):
+        assert step.number == other.number
+        assert np.array_equal(step.ids, other.ids)
+        for name in ("tokens", "targets", "documents", "sources"):
+            assert torch.equal(getattr(step.batch, name), getattr(other.batch, name))
+
+
 def reference_reading(source, lane, order, epochs):
     """All rows of a lane's first epochs in order, as (place, text): plain loops, no cursor."""
     for epoch in range(epochs):
@@ -128,28 +141,32 @@ def reference_skipped(source, lane, order, place):
     return sum(not text for where, text in rows if where < tuple(place[:3]))
 
 
-def reference_stream(source, lane, order, least):
-    """At least so many ids of a lane's stream of one source, all documents laid end to end."""
-    tokenizer, ids, epochs = order.tokenizer, [], 1
-    while len(ids) < least:
-        epochs *= 2
-        texts = reference_documents(source, lane, order, epochs)
-        ids = [i for text in texts for i in (BOS, *tokenizer.encode(text), EOS)]
-    return ids
-
-
 def reference_rows(lane, order, count):
-    """The lane's first rows as (source, ids): windows of T + 1 ids that overlap by one."""
+    """The lane's first rows as (source, ids): windows of T + 1 ids that overlap by one.
+
+    Of each source some documents are open, and each takes the lane's next one when it ends.
+    """
     mixture, T = Mixture(order.weights, order.lanes, order.seed), order.context
-    streams = [reference_stream(s, lane, order, count * T + 1) for s in order.sources]
-    dealt = [0] * len(streams)
+    documents = [reference_endless(source, lane, order) for source in order.sources]
+    streams = [[[] for _ in range(order.open_documents)] for _ in order.sources]
+    dealt = [0] * len(order.sources)
     rows = []
     for row in range(count):
         source = mixture.source(lane, row)
-        start = dealt[source] * T
-        rows.append((source, streams[source][start : start + T + 1]))
+        turn, which = divmod(dealt[source], order.open_documents)
+        stream, start = streams[source][which], turn * T
+        while len(stream) < start + T + 1:
+            stream += [BOS, *order.tokenizer.encode(next(documents[source])), EOS]
+        rows.append((source, stream[start : start + T + 1]))
         dealt[source] += 1
     return rows
+
+
+def reference_endless(source, lane, order):
+    """The lane's texts of one source without end."""
+    for epoch in itertools.count():
+        known = reference_documents(source, lane, order, epoch)
+        yield from reference_documents(source, lane, order, epoch + 1)[len(known) :]
 
 
 def run_here(code, hash_seed="0"):

@@ -1,27 +1,16 @@
-"""The loader: batches, ranks, workers and resuming; processes that die, fail or are signalled."""
+"""The loader: rows in global order, ranks, workers and resuming; states that are refused."""
 
-import copy
-import hashlib
 import json
 import os
-import pickle
-import re
-import signal
-import struct
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from data_streams import (
-    BOS,
-    READING,
     ByteTokenizer,
     MemorySource,
+    assert_same,
     make_loader,
     make_order,
     make_source,
@@ -32,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from summerlm.core.config import validate
-from summerlm.core.errors import DataChangedError, SourceDownError, SummerError, UsageError
-from summerlm.data.batch import IGNORE, Batch, batch_sha
+from summerlm.core.errors import DataChangedError, UsageError
+from summerlm.data.batch import batch_sha
 from summerlm.data.config import DataConfig
 from summerlm.data.ledger import Ledger
 from summerlm.data.loader import hash_steps, merge_states
@@ -46,55 +35,8 @@ DIVISORS = st.sampled_from([1, 2, 3, 4, 6, 12])
 FEW = settings(deadline=None, max_examples=25)
 
 
-def same(steps, others):
-    """Whether two runs of steps are equal in all they hold."""
-    assert [s.sha for s in steps] == [s.sha for s in others]
-    assert [s.state for s in steps] == [s.state for s in others]
-    assert [s.source_counts for s in steps] == [s.source_counts for s in others]
-    for step, other in zip(steps, others, strict=True):
-        assert step.number == other.number
-        assert np.array_equal(step.ids, other.ids)
-        for name in ("tokens", "targets", "documents", "sources"):
-            assert torch.equal(getattr(step.batch, name), getattr(other.batch, name))
-
-
 def round_trip(state):
     return json.loads(json.dumps(state))
-
-
-# batches
-
-
-@given(st.lists(st.lists(st.sampled_from([BOS, 2, 3, 9]), min_size=6, max_size=6), min_size=1))
-def test_a_batch_says_what_its_ids_say(rows):
-    ids = np.array(rows, np.int32)
-    batch = Batch.from_ids(ids, np.arange(len(rows)), BOS)
-    for row, tokens, targets, documents in zip(
-        rows, batch.tokens.tolist(), batch.targets.tolist(), batch.documents.tolist(), strict=True
-    ):
-        assert tokens == row[:-1]
-        assert targets == [IGNORE if i == BOS else i for i in row[1:]]
-        assert documents == [row[1 : t + 1].count(BOS) for t in range(5)]
-    assert batch.sources.tolist() == list(range(len(rows)))
-    kinds = {t.dtype for t in (batch.tokens, batch.targets, batch.documents, batch.sources)}
-    assert kinds == {torch.int64}
-
-
-@given(st.integers(1, 9), st.integers(1, 10))
-def test_a_split_batch_holds_the_same_rows(rows, size):
-    batch = Batch.from_ids(np.arange(rows * 4).reshape(rows, 4), np.arange(rows), BOS)
-    parts = batch.split(size)
-    assert [len(part.sources) for part in parts[:-1]] == [size] * (len(parts) - 1)
-    for name in ("tokens", "targets", "documents", "sources"):
-        joined = torch.cat([getattr(part, name) for part in parts])
-        assert torch.equal(joined, getattr(batch.to("cpu"), name))
-
-
-def test_the_hash_is_over_little_endian_int32_rows_then_borders():
-    ids, documents = np.array([[1, 258, 3], [4, 5, 70000]]), np.array([[0, 1], [0, 0]])
-    packed = struct.pack("<6i", 1, 258, 3, 4, 5, 70000) + struct.pack("<4i", 0, 1, 0, 0)
-    assert batch_sha(ids, documents) == hashlib.sha256(packed).hexdigest()
-    assert batch_sha(ids.astype(">i8"), documents.astype(np.uint8)) == batch_sha(ids, documents)
 
 
 # order
@@ -146,7 +88,7 @@ def test_resumes_exactly_and_twice(first, second, seed):
     steps = take(make_loader(seed=seed), first)
     for count in (second, 3):
         steps += take(make_loader(seed=seed, state=round_trip(steps[-1].state)), count)
-    same(steps, whole)
+    assert_same(steps, whole)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +102,7 @@ def test_workers_change_nothing_not_even_over_a_resume(workers, alone):
     try:
         steps = take(first, 9)
         second = make_loader(workers=4 - workers % 4, state=round_trip(steps[-1].state))
-        same(steps + take(second, 15), alone)
+        assert_same(steps + take(second, 15), alone)
     finally:
         first.close()
         second.close()
@@ -187,7 +129,7 @@ def test_a_taken_state_is_frozen_and_not_ahead(workers):
     loader.close()
     assert follower.state["data"]["seed"] == 1
     assert follower.state["lanes"]["0"]["places"][0][0] == 0
-    same(take(make_loader(state=json.loads(frozen)), 1), take(make_loader(), 2)[1:])
+    assert_same(take(make_loader(state=json.loads(frozen)), 1), take(make_loader(), 2)[1:])
 
 
 def test_shares_are_shares_of_tokens_whatever_the_documents():
@@ -239,7 +181,7 @@ def test_five_sources_are_the_same_with_workers_and_over_a_resume(open_five):
     first = open_loader(workers=2)
     second = open_loader(workers=1, state=round_trip(alone[3].state))
     try:
-        same(take(first, 4) + take(second, 4), alone)
+        assert_same(take(first, 4) + take(second, 4), alone)
     finally:
         first.close()
         second.close()
@@ -300,185 +242,3 @@ def test_states_of_different_steps_are_not_merged():
         merge_states([first.state, second.state])
     with pytest.raises(AssertionError):
         merge_states([first.state, first.state])
-
-
-# what goes wrong in a worker
-
-
-def faulty_loader(fault, workers):
-    sources = [make_source("a", [2] * 40), make_source("b", [2] * 40)]
-    sources[1].broken = {20: fault}
-    return make_loader(sources, [1.0, 1.0], lanes=4, rows=4, workers=workers, prefetch_steps=3)
-
-
-def take_until_error(loader):
-    """The hashes of the steps before the loader raises, and what it raises."""
-    shas = []
-    try:
-        for step in loader:
-            shas.append(step.sha)
-    except SummerError as error:
-        return shas, error
-    finally:
-        loader.close()
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize(
-    ("fault", "kind", "message"),
-    [
-        ("down", SourceDownError, r"source b: unit \d+ can't be read"),
-        ("rows", DataChangedError, r"source b: unit \d+ holds 1 rows, its lock says 2; restore .*"),
-    ],
-)
-def test_an_error_arrives_as_itself_at_its_step(workers, fault, kind, message):
-    expected_shas, expected = take_until_error(faulty_loader(fault, 0))
-    shas, error = take_until_error(faulty_loader(fault, workers))
-    assert len(shas) >= 2
-    assert shas == expected_shas
-    assert type(error) is kind
-    assert str(error) == str(expected)
-    assert re.fullmatch(message, str(error))
-
-
-@pytest.mark.parametrize("workers", [0, 3])
-def test_an_error_comes_again_to_who_asks_again(workers):
-    loader = faulty_loader("down", workers)
-    try:
-        for _ in range(2):
-            with pytest.raises(SourceDownError):
-                take(loader, 1000)
-    finally:
-        loader.close()
-
-
-def test_a_bug_keeps_its_traceback():
-    loader = faulty_loader("bug", 2)
-    try:
-        with pytest.raises(ZeroDivisionError, match=r"in read"):
-            list(loader)
-    finally:
-        loader.close()
-
-
-@pytest.mark.slow  # torch looks after its workers every five seconds
-def test_a_killed_worker_is_a_typed_error():
-    loader = make_loader(workers=2, prefetch_steps=1)
-    try:
-        next(loader)
-        loader._workers[0].kill()
-        with pytest.raises(SummerError, match="a data worker died"):
-            take(loader, 10)
-    finally:
-        loader.close()
-
-
-# processes
-
-
-@pytest.mark.timeout(60)
-def test_workers_do_not_wait_for_what_threads_hold_here(alone):
-    torch.randn(400, 400) @ torch.randn(400, 400)  # starts the pool of threads
-    with READING:  # a forked worker would have it locked for ever
-        loader = make_loader(workers=2)
-        try:
-            same(take(loader, 3), alone[:3])
-        finally:
-            loader.close()
-
-
-def test_closing_ends_workers_at_once_even_in_the_midst_of_reading():
-    source = make_source("a", [2] * 40)
-    source.broken = dict.fromkeys(range(40), "stall")
-    loader = make_loader([source], [1.0], workers=2)
-    time.sleep(0.5)
-    start = time.monotonic()
-    loader.close()
-    loader.close()
-    assert time.monotonic() - start < 2
-    assert not any(worker.is_alive() for worker in loader._workers)
-    with pytest.raises(StopIteration):
-        next(loader)
-
-
-def run_trainer(code):
-    """Start a process, in a group of its own, that prints its workers' ids and then runs code."""
-    head = (
-        "import os, signal, sys, time\n"
-        "from data_streams import make_loader\n"
-        "if __name__ == '__main__':\n"
-        "    loader = make_loader(workers=2)\n"
-        "    next(loader)\n"
-        "    print(*[worker.pid for worker in loader._workers], flush=True)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", head + code],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    return process, [int(pid) for pid in process.stdout.readline().split()]
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pids):
-    deadline = time.monotonic() + 20
-    while any(map(alive, pids)):
-        assert time.monotonic() < deadline, f"still running: {pids}"
-        time.sleep(0.02)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_workers_die_with_a_killed_trainer():
-    process, workers = run_trainer("    time.sleep(60)\n")
-    assert len(workers) == 2
-    assert all(map(alive, workers))
-    process.kill()
-    wait_until_gone(workers)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_trainer_that_fails_leaves_at_once():
-    start = time.monotonic()
-    process, workers = run_trainer("    started = time.monotonic()\n    raise SystemExit(3)\n")
-    leaving = time.monotonic()
-    assert process.wait(30) == 3
-    assert time.monotonic() - leaving < 4, time.monotonic() - start
-    wait_until_gone(workers)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_signals_to_the_whole_group_are_the_trainers_to_decide_on():
-    process, workers = run_trainer(
-        "    got = []\n"
-        "    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):\n"
-        "        signal.signal(number, lambda number, _: got.append(number))\n"
-        "    print('ready', flush=True)\n"
-        "    while len(got) < 3:\n"
-        "        time.sleep(0.01)\n"
-        "    time.sleep(0.3)\n"
-        "    print([next(loader).number for _ in range(20)][-1], sorted(got), flush=True)\n"
-        "    loader.close()\n"
-    )
-    assert process.stdout.readline() == "ready\n"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        os.killpg(process.pid, number)
-    out, errors = process.communicate(timeout=30)
-    assert out == "21 [2, 10, 15]\n", errors
-    assert process.returncode == 0
-    wait_until_gone(workers)
-
-
-def test_all_that_goes_to_a_worker_survives_pickling():
-    order = make_order([make_source("a", [3] * 4)])
-    twin = pickle.loads(pickle.dumps(order))
-    assert twin.identity() == order.identity() == copy.deepcopy(order).identity()

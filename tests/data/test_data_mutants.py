@@ -15,7 +15,7 @@ import pytest
 import summerlm
 
 HERE = Path(__file__).parent
-NAMES = ("lanes", "ledger", "loader", "mixture", "permutation")
+NAMES = ("batch", "lanes", "ledger", "loader", "mixture", "permutation", "workers")
 
 CONFTEST = """
 from pathlib import Path
@@ -79,8 +79,8 @@ MUTANTS = {
         "json.dumps(key).encode()",
         "str(hash(key)).encode()",
     ),
-    "bos as a target": ("loader", "batch", "rows.masked_fill(begins, IGNORE)", "rows"),
-    "borders from before the row": ("loader", "batch", " - begins[:, :1].long()", ""),
+    "bos as a target": ("batch", "batch", "rows.masked_fill(begins, IGNORE)", "rows"),
+    "borders from before the row": ("batch", "batch", " - begins[:, :1].long()", ""),
     "identity shared": ("loader", "loader", "copy.deepcopy(self._identity)", "self._identity"),
     "ranks take neighbouring lanes": (
         "loader",
@@ -101,7 +101,7 @@ MUTANTS = {
         "0 if state is not None",
     ),
     "errors as tracebacks": (
-        "loader",
+        "workers",
         "workers",
         "except SummerError as error",
         "except KeyError as error",
