@@ -66,6 +66,9 @@ class DataConfig(Section):
     lanes: int = Field(default=48, ge=1)
     """Streams that the rows of a batch are dealt from, fixed for a run; divides the rows."""
 
+    open_documents: int = Field(default=4, ge=1)
+    """Documents of a source that a lane takes rows from in turn, so that steps mix documents."""
+
     workers: int = Field(default=1, ge=0)
     """Processes a rank that read and tokenize; 0 = the training process itself."""
 

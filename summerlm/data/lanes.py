@@ -1,4 +1,4 @@
-"""A lane: a deterministic stream of rows of its own, with a state of some 150 bytes.
+"""A lane: a deterministic stream of rows of its own, with a small state.
 
 Flow: the global batch of step t is dealt by L lanes; lane l gives its rows (t B/L + j) L + l for
 j in range(B/L). `loader` spreads the lanes over ranks and workers; who computes a lane changes
@@ -7,7 +7,7 @@ nothing in it, so a batch is a function of settings, data and seed alone.
     2. `mixture.Mixture` tells which source fills the lane's next row;
     3. `walk` gives that source's documents: an epoch's units in keyed random order, of which
        lane l takes the ordinals l, l + L, ..., and a unit's rows in keyed random order;
-    4. `packing.Packer` makes the row;
+    4. `streams.Streams` makes the row from one of the documents it keeps open;
     5. `Lane.state` says where each source stands. All else follows from that.
 
 Shapes: B rows of T targets in the global batch, L lanes.
@@ -18,6 +18,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +26,9 @@ import numpy as np
 from summerlm.core.errors import DataChangedError, UsageError
 from summerlm.data.ledger import Counts
 from summerlm.data.mixture import Mixture, rotation
-from summerlm.data.packing import Document, Packer, Place
+from summerlm.data.packing import Document, Place
 from summerlm.data.permutation import Permutation
+from summerlm.data.streams import Streams
 from summerlm.tokenizer.tokenizer import Tokenizer
 
 EMPTY_EPOCHS = 100  # a lane that met no text for so long will hardly meet any
@@ -63,6 +65,7 @@ class DataOrder:
         lanes: L; divides `rows`.
         rows: B, rows of the global batch.
         context: T, targets a row.
+        open_documents: Documents of a source that a lane takes rows from in turn.
 
     Raises:
         UsageError: If the lanes don't divide the rows or can't be dealt evenly, or a source can't
@@ -77,6 +80,7 @@ class DataOrder:
     lanes: int
     rows: int
     context: int
+    open_documents: int = 1
 
     def __post_init__(self) -> None:
         assert len(self.sources) == len(self.weights) == len(self.max_epochs)
@@ -102,6 +106,7 @@ class DataOrder:
             "lanes": self.lanes,
             "rows": self.rows,
             "context": self.context,
+            "open_documents": self.open_documents,
             "tokenizer": self.tokenizer.fingerprint,
             "sources": [source.name for source in self.sources],
             "weights": list(self.weights),
@@ -196,14 +201,16 @@ class Lane:
         self.number = lane
         self._order, self._mixture = order, mixture
         self._rows: int = state["rows"] if state else 0
-        places = state["places"] if state else [[0, 0, 0, 0]] * len(order.sources)
-        self._packers = []
-        for source, limit, (epoch, ordinal, row, offset) in zip(
-            order.sources, order.max_epochs, places, strict=True
-        ):
-            place = (epoch, ordinal, row)
-            documents = walk(source, limit, lane, order, place)
-            self._packers.append(Packer(documents, order.tokenizer, place, offset))
+        places = state["places"] if state else [()] * len(order.sources)
+        self._streams = [
+            Streams(
+                partial(walk, source, limit, lane, order),
+                order.tokenizer,
+                order.open_documents,
+                place,
+            )
+            for source, limit, place in zip(order.sources, order.max_epochs, places, strict=True)
+        ]
 
     def next(self) -> tuple[int, np.ndarray, Counts]:
         """Deal the lane's next row.
@@ -213,14 +220,12 @@ class Lane:
         """
         source = self._mixture.source(self.number, self._rows)
         self._rows += 1
-        return source, *self._packers[source].row(self._order.context)
+        return source, *self._streams[source].row(self._order.context)
 
     def state(self) -> dict[str, Any]:
         """Say where the lane stands.
 
         Returns:
-            JSON values of its own: the rows dealt, and per source (epoch, ordinal, row) of the
-            open document and the offset of the next id in it.
+            JSON values of its own: the rows dealt, and per source what `Streams.state` says.
         """
-        places = [[*packer.place, packer.offset] for packer in self._packers]
-        return {"rows": self._rows, "places": places}
+        return {"rows": self._rows, "places": [streams.state() for streams in self._streams]}

@@ -70,6 +70,7 @@ class Loader(Iterator[Step]):
         workers: Processes that make the batches; 0 = this one, while it waits.
         prefetch_steps: Steps that the workers are ahead.
         max_epochs: Each source's epochs after which the steps end with an error; None = never.
+        open_documents: Documents of a source that a lane takes rows from in turn.
         state: State of the step to go on after, of all lanes of this rank; None = start.
         rank: This process among `world`.
         world: Number of ranks; divides the lanes.
@@ -93,6 +94,7 @@ class Loader(Iterator[Step]):
         workers: int,
         prefetch_steps: int,
         max_epochs: Sequence[int | None] | None = None,
+        open_documents: int = 1,
         state: dict[str, Any] | None = None,
         rank: int = 0,
         world: int = 1,
@@ -100,7 +102,9 @@ class Loader(Iterator[Step]):
         if lanes % world:
             raise UsageError(f"the world size {world} must divide data.lanes = {lanes}")
         limits = max_epochs or [None] * len(sources)
-        order = DataOrder(sources, weights, limits, tokenizer, seed, lanes, rows, context)
+        order = DataOrder(
+            sources, weights, limits, tokenizer, seed, lanes, rows, context, open_documents
+        )
         self.lane_rows = rows // lanes  # J
         self._order, self._identity = order, order.identity()
         if state is not None:

@@ -1,7 +1,7 @@
 """Documents -> rows of T + 1 ids: every token of a stream is a target exactly once.
 
-Flow: a lane has one `Packer` a source, which draws documents one at a time, encodes them as
-`BOS text EOS` and lays them back to back. A row's last id is the next row's first input, so a
+Flow: each of a lane's `Streams` has `Packer`s, which draw documents one at a time, encode them as
+`BOS text EOS` and lay them back to back. A row's last id is the next row's first input, so a
 row advances by T. Of the open document the ids are kept but never saved: its place and the
 offset of the next id are enough to make them again.
 
@@ -33,7 +33,7 @@ class Packer:
     Args:
         documents: The stream, from the open document on.
         tokenizer: Encodes a document.
-        place: Place of the open document.
+        place: Place of the open document; None = the stream is at its start.
         offset: Index of the next row's first input in the open document's ids.
     """
 
@@ -41,7 +41,7 @@ class Packer:
         self,
         documents: Iterator[Document],
         tokenizer: Tokenizer,
-        place: Place = (0, 0, 0),
+        place: Place | None = None,
         offset: int = 0,
     ) -> None:
         self.place, self.offset = place, offset
@@ -78,6 +78,7 @@ class Packer:
         self.offset -= 1  # the last id is the next row's first input
         ids = np.concatenate(pieces)  # (T + 1,)
         documents = int((ids[1:] == self._tokenizer.eos).sum())
+        assert self.place is not None, "a document is open"
         return ids, Counts(targets, documents, text_bytes, self._skipped, self.place[0] + 1)
 
     def _open(self) -> None:

@@ -53,6 +53,7 @@ def open_loader(
         workers=settings.data.workers if workers is None else workers,
         prefetch_steps=settings.data.prefetch_steps,
         max_epochs=[source.max_epochs for source in settings.data.sources.values()],
+        open_documents=settings.data.open_documents,
         state=state,
         rank=rank,
         world=world,

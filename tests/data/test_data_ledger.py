@@ -37,7 +37,7 @@ def test_sums_exactly_to_what_was_trained_over_a_resume(first, second, seed):
         assert sums["bytes"] == (targets >= FIRST).sum()
         assert sums["share"] == targets.size / ledger.tokens
         lanes = steps[-1].state["lanes"].values()
-        assert sums["epochs"] == 1 + max(lane["places"][index][0] for lane in lanes)
+        assert sums["epochs"] == 1 + max(p[0] for lane in lanes for p in lane["places"][index])
     whole = Ledger("ab")
     for step in take(make_loader(sources, [2.0, 1.0], **settings), len(steps)):
         whole.add(step.source_counts)
