@@ -211,26 +211,28 @@ def measure_demo(settings: Settings, warmup_seconds: float) -> dict[str, Any]:
 def documents_seen(settings: Settings, tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Give the token ids that training saw, as documents, each once, for the 5-gram model.
 
-    Training rows are dealt again and every lane's rows are joined to the stream they were cut
-    from, so that the baseline sees the same tokens with unbroken contexts.
+    Training rows are dealt again and joined to the streams they were cut from, of which a lane
+    takes rows in turn, so that the baseline sees the same tokens with unbroken contexts.
 
     Args:
         settings: The demo's settings.
         tokenizer: Its tokenizer.
 
     Yields:
-        Ids of each document without BOS and EOS, the last one of a lane cut where training stopped.
+        Ids of each document without BOS and EOS; open ones are cut where training stopped.
     """
     (source,) = open_sources(settings.data, settings.data.lanes)
-    lanes = settings.data.lanes
-    streams: list[list[int]] = [[] for _ in range(lanes)]
+    lanes, open_documents = settings.data.lanes, settings.data.open_documents
+    streams: dict[tuple[int, int], list[int]] = {}
     loader = open_loader(settings, [source], tokenizer, None)
-    for step, _ in zip(loader, range(derive(settings).steps), strict=False):
-        for row, ids in enumerate(step.ids):
-            streams[row % lanes].extend(ids[:-1].tolist())  # the last id begins the next row
+    steps = itertools.islice(loader, derive(settings).steps)
+    for number, ids in enumerate(itertools.chain.from_iterable(step.ids for step in steps)):
+        turn, lane = divmod(number, lanes)
+        stream = streams.setdefault((lane, turn % open_documents), [])
+        stream.extend(ids[:-1].tolist())  # the last id begins the next row
     loader.close()
     seen = set()
-    for stream in streams:
+    for stream in streams.values():
         starts = [i for i, token in enumerate(stream) if token == tokenizer.bos]
         for first, end in itertools.pairwise([*starts, len(stream)]):
             document = tuple(t for t in stream[first + 1 : end] if t != tokenizer.eos)
