@@ -50,7 +50,7 @@ def test_the_demo_measures_what_it_trained(tmp_path):
     assert sum(text in texts for text in whole) > len(whole) / 2
     assert all(any(text in known for known in texts) for text in whole)
     assert math.isfinite(summary["train_seconds"])
-    with pytest.raises(UsageError, match="holds a demo of 0.1 minutes"):
+    with pytest.raises(UsageError, match=r"holds a demo of 0\.1 minutes"):
         demo(folder, 0.2, Console(quiet=True))
 
 
