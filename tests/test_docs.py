@@ -213,6 +213,8 @@ def wrong_toml(content):
         for name, value in table.items():
             if isinstance(value, dict):
                 yield from keys(value, f"{prefix}{name}.")
+            elif prefix == "data.sources." and value == "none":
+                continue  # an inherited source taken away
             elif prefix:  # what stands above all tables is `extends`
                 yield prefix + name
 

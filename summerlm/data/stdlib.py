@@ -6,7 +6,7 @@ write or would give the measurement away:
     - folders of tests: `test`, `tests`, `idle_test` (among them lib2to3's broken fixtures);
     - tables made by machines: `encodings` (one template for 120 code pages), `pydoc_data` (the
       manual's text), `_sysconfigdata*` (how and where this Python was built), and files whose head
-      says that they were generated (`stringprep`, `keyword`, `token`).
+      says that they were generated (stringprep, keyword, token).
 
 About 6 % of the files, chosen by a hash of their path, are candidates for being held out. One
 that shares a run of 200 characters with a file that stays is dropped altogether.
