@@ -223,9 +223,10 @@ def tokenizer_train(
 
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on stderr."""
-    # OpenMP's threads wait in a loop by default: where another process wants the same cores, that
-    # costs a factor of several; it is read when torch is imported, which no command has done yet
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads wait for one another in a loop; where another process wants the same cores, its
+    # default length costs a factor of several (LOG.md). Read when torch is imported, so set before
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         app()
     except SummerError as error:

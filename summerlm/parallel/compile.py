@@ -24,14 +24,9 @@ def compile_blocks(blocks: nn.ModuleList, device: torch.device) -> None:
     Raises:
         UsageError: If a CPU's blocks are to be compiled and there is no C++ compiler.
     """
-    if device.type == "cpu" and not has_compiler():
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
         raise UsageError(
             "parallel.compile = true: no C++ compiler found; install g++ or clang, or set it false"
         )
     for block in blocks:
         block.compile()
-
-
-def has_compiler() -> bool:
-    """Tell whether torch.compile would find a C++ compiler for CPU code."""
-    return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
