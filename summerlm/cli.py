@@ -223,8 +223,8 @@ def tokenizer_train(
 
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on stderr."""
-    # OpenMP's threads wait for one another in a loop; where another process wants the same cores, its
-    # default length costs a factor of several (LOG.md). Read when torch is imported, so set before
+    # OpenMP's threads wait for one another in a loop; where another process wants the same cores,
+    # its default length costs a factor of several (LOG.md). Set before torch is imported
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
