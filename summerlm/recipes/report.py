@@ -153,8 +153,10 @@ def _flat(values: Mapping[str, Any], leave_out: str) -> dict[str, str]:
     """Give nested facts as one table, without the long lists of the data."""
     flat: dict[str, str] = {}
     for key, value in values.items():
+        if key == leave_out:
+            continue
         if isinstance(value, Mapping):
             flat |= _flat(value, leave_out)
-        elif key != leave_out:
+        else:
             flat[key] = str(value)
     return flat

@@ -194,6 +194,7 @@ def test_eval_generate_and_report(command, trained, tiny_text, tmp_path):
     assert page.count("<svg") == 4
     assert "http" not in page.replace("http://www.w3.org", "")  # but for names of XML formats
     assert "<script" not in page
+    assert "07.txt" not in page  # the manifest's long list of files
 
 
 def test_report_shows_text_as_text(trained):
