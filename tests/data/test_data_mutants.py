@@ -28,7 +28,10 @@ settings.load_profile("m")
 
 # (tests that must notice, module, text, what it becomes)
 MUTANTS = {
-    "offset not saved": ("lanes", "lanes", "packer.place, packer.offset]", "packer.place, 0]"),
+    "offset not saved": ("lanes", "streams", "[*p.place, p.offset]", "[*p.place, 0]"),
+    "documents not in turn": ("lanes", "streams", "self._packers.rotate(-1)", "pass"),
+    "open document drawn twice": ("lanes", "streams", "ordinal, row + 1)", "ordinal, row)"),
+    "turns forgotten": ("lanes", "streams", "unopened + opened", "opened + unopened"),
     "rows dealt not restored": ("lanes", "lanes", 'state["rows"] if state else 0', "0"),
     "every epoch alike": ("lanes", "lanes", '"units", order.seed, source.name, epoch', '"units"'),
     "row order by where one begins": ("lanes", "lanes", "name, epoch, unit)", "name, first_row)"),
