@@ -47,8 +47,8 @@ def test_the_demo_measures_what_it_trained(tmp_path):
     assert rows == settings.train.batch_tokens // settings.model.context
     texts = {path.read_text() for path in split.train}
     whole = [tokenizer.decode(ids) for ids in seen]
-    assert sum(text in texts for text in whole) > len(whole) / 2
-    assert all(any(text in known for known in texts) for text in whole)
+    assert sum(text in texts for text in whole) > 10  # the others were open when training stopped
+    assert all(any(known.startswith(text) for known in texts) for text in whole)
     assert math.isfinite(summary["train_seconds"])
     with pytest.raises(UsageError, match=r"holds a demo of 0\.1 minutes"):
         demo(folder, 0.2, Console(quiet=True))
