@@ -224,7 +224,7 @@ def tokenizer_train(
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on stderr."""
     # OpenMP's threads wait for one another in a loop; where another process wants the same cores,
-    # its default length costs a factor of several (LOG.md). Set before torch is imported
+    # a shorter one is faster (LOG.md). Set before torch is imported
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
