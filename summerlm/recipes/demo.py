@@ -53,7 +53,7 @@ def demo(folder: Path, minutes: float, console: Console) -> int:
 
     Args:
         folder: The run's folder; an unfinished demo there goes on.
-        minutes: Minutes of training, compilation included.
+        minutes: Minutes of training, the timing of the first steps included.
         console: Where a person reads along.
 
     Returns:
@@ -141,7 +141,7 @@ def time_steps(settings: Settings) -> tuple[float, float]:
         settings: The run's settings.
 
     Returns:
-        Seconds of the whole trial, compilation included, and seconds of one step after it.
+        Seconds of the whole trial, and seconds of one of its later steps.
     """
     with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as held:
         start = time.monotonic()
@@ -163,7 +163,7 @@ def measure_demo(settings: Settings, warmup_seconds: float) -> dict[str, Any]:
 
     Args:
         settings: The demo's settings.
-        warmup_seconds: What compiling and timing took before the first step.
+        warmup_seconds: What the timing took before the first step.
 
     Returns:
         The content of `summary.json`; `xz_bytes_after` and `KneserNey` learn from exactly the
