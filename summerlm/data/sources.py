@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from summerlm.core.errors import UsageError
 from summerlm.data.config import DataConfig, SourceConfig
-from summerlm.data.files import find_files
-from summerlm.data.formats import Column, Shard, open_parquet, open_text
 from summerlm.data.heldout import HeldOut, HeldOutFiles, HeldOutRows
-from summerlm.data.jsonlines import open_json_lines
-from summerlm.data.rows import Fault
-from summerlm.data.stdlib import library_folder, standard_library
+from summerlm.data.shards.files import find_files
+from summerlm.data.shards.formats import Column, Shard, open_parquet, open_text
+from summerlm.data.shards.jsonlines import open_json_lines
+from summerlm.data.shards.rows import Fault
+from summerlm.data.shards.stdlib import library_folder, standard_library
 
 UNIT_BYTES = 4 << 20  # about the most text of a unit: each lane holds one unit of each source
 UNITS_PER_LANE = 4  # where rows allow: lanes differ by one unit, so by a quarter at most

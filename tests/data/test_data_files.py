@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from summerlm.core.errors import UsageError
-from summerlm.data import files
 from summerlm.data.config import SourceConfig
-from summerlm.data.files import MIRROR_VARIABLE, find_files
+from summerlm.data.shards import files
+from summerlm.data.shards.files import MIRROR_VARIABLE, find_files
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
-from summerlm.data.formats import BATCH_ROWS, Column, open_parquet, open_text
-from summerlm.data.rows import Fault
+from summerlm.data.shards.formats import BATCH_ROWS, Column, open_parquet, open_text
+from summerlm.data.shards.rows import Fault
 
 TEXT = Column("text", dialogue=False)
 TALK = Column("talk", dialogue=True)
@@ -90,7 +90,7 @@ def test_a_stripe_of_a_large_group_takes_little_memory_and_no_thread(tmp_path: P
 import os, sys
 import pyarrow as pa
 from pathlib import Path
-from summerlm.data.formats import Column, open_parquet
+from summerlm.data.shards.formats import Column, open_parquet
 
 threads = len(os.listdir("/proc/self/task"))
 shard = open_parquet("a", Path(sys.argv[1]), Column("text", False))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from summerlm.core.errors import SaveError, SourceDownError, UsageError
-from summerlm.data import jsonlines
-from summerlm.data.formats import Column, Shard
-from summerlm.data.jsonlines import GROUP_BYTES, GROUP_ROWS, open_json_lines
-from summerlm.data.rows import Fault
+from summerlm.data.shards import jsonlines
+from summerlm.data.shards.formats import Column, Shard
+from summerlm.data.shards.jsonlines import GROUP_BYTES, GROUP_ROWS, open_json_lines
+from summerlm.data.shards.rows import Fault
 
 TEXT = Column("text", dialogue=False)
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from summerlm.data.rows import Fault, dialogue, plain_text
+from summerlm.data.shards.rows import Fault, dialogue, plain_text
 
 
 @settings(deadline=None)

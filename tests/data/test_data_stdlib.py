@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from summerlm.core.errors import UsageError
-from summerlm.data import stdlib
-from summerlm.data.stdlib import SHARED_RUN, Split, library_folder, shared_run, standard_library
+from summerlm.data.shards import stdlib
+from summerlm.data.shards.stdlib import (
+    SHARED_RUN,
+    Split,
+    library_folder,
+    shared_run,
+    standard_library,
+)
 
 
 def brute(train: list[str], text: str, length: int) -> set[str]:

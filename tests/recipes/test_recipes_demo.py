@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from summerlm.core.errors import UsageError
-from summerlm.data.stdlib import standard_library
+from summerlm.data.shards.stdlib import standard_library
 from summerlm.recipes.batches import open_loader
 from summerlm.recipes.demo import demo, demo_settings, documents_seen
 from summerlm.recipes.opening import is_finished

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.files import sha256_file
-from summerlm.data.rows import TURN_KEYS, Fault, dialogue, plain_text
+from summerlm.data.shards.rows import TURN_KEYS, Fault, dialogue, plain_text
 
 BATCH_ROWS = 32  # rows decoded at once, and...
 BUFFER_BYTES = 1 << 20  # ...file bytes read at once: what a reader holds beyond its stripe

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from summerlm.core.errors import DataChangedError, SaveError, UsageError
 from summerlm.core.files import sha256_file, sync_folder
-from summerlm.data.formats import (
+from summerlm.data.shards.formats import (
     Column,
     ParquetShard,
     group_sizes,
@@ -29,7 +29,7 @@ from summerlm.data.formats import (
     parquet_file,
     reading,
 )
-from summerlm.data.rows import Fault
+from summerlm.data.shards.rows import Fault
 
 CACHE_VERSION = 1  # of the copy's layout, of `rows` and of the group sizes below
 GROUP_BYTES = 1 << 20  # a group of the copy closes at this much text...

@@ -1,0 +1,1 @@
+"""What texts are left out or changed before they are trained on."""
