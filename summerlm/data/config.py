@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,25 +10,28 @@ from summerlm.core.config import Section
 
 
 class SourceConfig(Section):
-    """One source of text: a hub repository, files of this machine, or the standard library."""
+    """One source of text: a hub repository, files of any place, or the standard library."""
 
     weight: float = Field(gt=0)
     """This source's share of all training tokens, relative to the other sources' weights."""
 
     hub: str | None = None
-    """Repository `owner/name` of the hub."""
+    """Data set repository `owner/name` of the hub, or of the mirror."""
 
     path: str | None = Field(default=None, min_length=1)
-    """A file, a folder or a glob (`**` crosses folders) of this machine."""
+    """File, folder or glob (`**` crosses folders) of this machine, or under s3://, gs://, https://."""
 
     python_stdlib: bool = False
     """Read the standard library of the Python that runs, with its own held-out files."""
 
+    data_dir: str | None = Field(default=None, min_length=1)
+    """Folder below the repository or folder to read from; none = all of it."""
+
     files: str | None = Field(default=None, min_length=1)
-    """Glob of the files to read below the repository or folder; none = all but hidden files."""
+    """Glob of the files to read below the repository, folder or `data_dir`; none = all but hidden."""
 
     revision: str = "main"
-    """Revision of the hub repository, written into the lock."""
+    """Branch, tag or commit of the hub repository; the lock pins its commit."""
 
     column: str | None = Field(default=None, min_length=1)
     """Column or key that holds the text of a parquet or JSON row; none = `text`."""
@@ -36,11 +39,32 @@ class SourceConfig(Section):
     conversations: str | None = Field(default=None, min_length=1)
     """Column or key that holds a list of {from, value} or {role, content}, read as dialogue."""
 
+    template: Literal["original", "chat"] = "original"
+    """How a dialogue is written: lines `ROLE: text`, or the tokenizer's chat template."""
+
+    where: tuple[str, ...] = ()
+    """Conditions that a row must meet, as `column >= 0.8` (or <=, >, <, =) or `column in A, B`."""
+
+    min_characters: int | None = Field(default=None, ge=1)
+    """Shortest text that is kept; none = any."""
+
+    max_characters: int | None = Field(default=None, ge=1)
+    """Longest text that is kept; none = any."""
+
+    rules: tuple[str, ...] = ()
+    """Names of the rules of docs/data.md that leave out or change texts."""
+
+    on_damage: Literal["stop", "skip"] = "stop"
+    """What a part of a file that can't be decoded does: stop the run, or be counted and skipped."""
+
     max_epochs: int | None = Field(default=None, ge=1)
     """How often training may read this source whole before it stops; none = without end."""
 
     licence: str | None = None
-    """Licence of the texts, written into the lock."""
+    """Licence of the texts, written into the lock; training refuses a source without."""
+
+    terms: str | None = None
+    """Terms that whoever reads the source accepts, written into the lock."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -50,10 +74,20 @@ class SourceConfig(Section):
             raise ValueError(f"hub = {self.hub!r}: write a repository as owner/name")
         if self.hub is None and self.revision != "main":
             raise ValueError("revision goes with hub")
+        if self.path is not None and self.path.startswith("hf://"):
+            raise ValueError('write hub = "owner/name" for a repository of the hub')
+        return self
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
         if self.column is not None and self.conversations is not None:
             raise ValueError("set column (plain text) or conversations (dialogue), not both")
-        if self.python_stdlib and (self.files or self.column or self.conversations):
-            raise ValueError("python_stdlib takes no files, column or conversations")
+        if self.template != "original" and self.conversations is None:
+            raise ValueError("template goes with conversations")
+        if self.python_stdlib and (
+            self.data_dir or self.files or self.column or self.conversations or self.where
+        ):
+            raise ValueError("python_stdlib takes no data_dir, files, column, conversations, where")
         return self
 
 
@@ -80,3 +114,15 @@ class DataConfig(Section):
 
     held_out_fraction: float = Field(default=0.005, ge=0, le=0.5)
     """Share of every source's rows that training never draws; 0 = none."""
+
+    evaluation_sets: tuple[str, ...] = ()
+    """What the rule `contamination` compares with: `hub:owner/name[/glob]`, files or globs."""
+
+    tokens: Path | None = None
+    """Folder that `summerlm data tokenize` wrote, to read instead of the sources."""
+
+    stall_timeout_s: float = Field(default=30, gt=0)
+    """Longest silence of a connection before it is cut and tried again, in seconds."""
+
+    deadline_s: float = Field(default=600, gt=0)
+    """Longest time that a read is tried again before the run saves and stops, in seconds."""

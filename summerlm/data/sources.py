@@ -26,7 +26,7 @@ from summerlm.data.heldout import HeldOut, HeldOutFiles, HeldOutRows
 from summerlm.data.shards.files import find_files
 from summerlm.data.shards.formats import Column, Shard, open_parquet, open_text
 from summerlm.data.shards.jsonlines import open_json_lines
-from summerlm.data.shards.rows import Fault
+from summerlm.data.shards.rows import Dropped
 from summerlm.data.shards.stdlib import library_folder, standard_library
 
 UNIT_BYTES = 4 << 20  # about the most text of a unit: each lane holds one unit of each source
@@ -207,9 +207,9 @@ class Source:
         """Read those rows from `start` on that `keep` marks; "" for a fault, which is counted."""
         rows = self._shards[shard].read(group, start, start + len(keep))
         for row in itertools.compress(rows, keep):
-            if isinstance(row, Fault):
-                faults[row.value] += 1
-            yield "" if isinstance(row, Fault) else row
+            if isinstance(row, Dropped):
+                faults[row.reason] += 1
+            yield "" if isinstance(row, Dropped) else row
 
     def _cut(self, lanes: int) -> list[Unit]:
         """Cut every group into stripes of about equal training rows."""

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
+from summerlm.data.shards import rows as reasons
 from summerlm.data.shards.formats import BATCH_ROWS, Column, open_parquet, open_text
-from summerlm.data.shards.rows import Fault
 
 TEXT = Column("text", dialogue=False)
 TALK = Column("talk", dialogue=True)
@@ -39,7 +39,7 @@ def test_any_stripe_of_any_group(tmp_path: Path, group: int, kind: pa.DataType) 
     for index, rows in enumerate(shard.groups):
         for start in range(0, rows, 3):
             for stop in {start + 1, min(start + BATCH_ROWS + 1, rows), rows}:
-                expected = [text or Fault.NULL for text in texts[first + start : first + stop]]
+                expected = [text or reasons.NULL for text in texts[first + start : first + stop]]
                 assert list(shard.read(index, start, stop)) == expected
         first += rows
 
@@ -47,7 +47,7 @@ def test_any_stripe_of_any_group(tmp_path: Path, group: int, kind: pa.DataType) 
 def test_a_bad_row_costs_itself_only(tmp_path: Path) -> None:
     path = write(tmp_path / "a", broken_utf8(b"one", b"\xff\xfe", b" ", b"nul \0", "né".encode()))
     rows = list(open_parquet("a", path, TEXT).read(0, 0, 5))
-    assert rows == ["one", Fault.BAD_UTF8, Fault.EMPTY, "nul \0", "né"]
+    assert rows == ["one", reasons.BAD_UTF8, reasons.EMPTY, "nul \0", "né"]
 
 
 @pytest.mark.parametrize("keys", [("from", "value"), ("role", "content")])
@@ -64,10 +64,10 @@ def test_dialogues(tmp_path: Path, keys: tuple[str, str], make_list: object) -> 
     path = write(tmp_path / "a", pa.array(talks, make_list(turn)), name="talk")  # type: ignore[operator]
     assert list(open_parquet("a", path, TALK).read(0, 0, 5)) == [
         "\nHUMAN: Hi\nGPT: Hello\n",
-        Fault.NULL,
-        Fault.EMPTY,
-        Fault.NULL,
-        Fault.WRONG_TYPE,
+        reasons.NULL,
+        reasons.EMPTY,
+        reasons.NULL,
+        reasons.WRONG_TYPE,
     ]
 
 
@@ -167,7 +167,7 @@ def test_a_text_file_is_one_row_unchanged(tmp_path: Path, data: bytes) -> None:
 
 def test_a_text_file_that_is_not_utf8_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9\n")
-    assert list(open_text("a.py", tmp_path / "a.py").read(0, 0, 1)) == [Fault.BAD_UTF8]
+    assert list(open_text("a.py", tmp_path / "a.py").read(0, 0, 1)) == [reasons.BAD_UTF8]
 
 
 def test_a_text_file_that_changed_is_refused(tmp_path: Path) -> None:

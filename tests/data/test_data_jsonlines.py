@@ -9,9 +9,10 @@ import pytest
 
 from summerlm.core.errors import SaveError, SourceDownError, UsageError
 from summerlm.data.shards import jsonlines
+from summerlm.data.shards import rows as reasons
 from summerlm.data.shards.formats import Column, Shard
 from summerlm.data.shards.jsonlines import GROUP_BYTES, GROUP_ROWS, open_json_lines
-from summerlm.data.shards.rows import Fault
+from summerlm.data.shards.rows import Dropped
 
 TEXT = Column("text", dialogue=False)
 
@@ -22,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "jsonlines"
 
 
-def rows(shard: Shard) -> list[str | Fault]:
+def rows(shard: Shard) -> list[str | Dropped]:
     return [row for g, count in enumerate(shard.groups) for row in shard.read(g, 0, count)]
 
 
@@ -50,19 +51,19 @@ def test_bad_rows_are_told_apart(tmp_path: Path) -> None:
     )
     assert rows(open_json_lines("a.jsonl", path, TEXT)) == [
         "first",
-        Fault.NULL,
-        Fault.NULL,
-        Fault.EMPTY,
-        Fault.WRONG_TYPE,
-        Fault.WRONG_TYPE,
-        Fault.BAD_UTF8,
-        Fault.SURROGATE,
+        reasons.NULL,
+        reasons.NULL,
+        reasons.EMPTY,
+        reasons.WRONG_TYPE,
+        reasons.WRONG_TYPE,
+        reasons.BAD_UTF8,
+        reasons.SURROGATE,
         "\U0001f600",
-        Fault.NOT_JSON,
-        Fault.NOT_JSON,
-        Fault.NOT_JSON,
-        Fault.NOT_JSON,
-        Fault.NOT_JSON,
+        reasons.NOT_JSON,
+        reasons.NOT_JSON,
+        reasons.NOT_JSON,
+        reasons.NOT_JSON,
+        reasons.NOT_JSON,
     ]
 
 
@@ -71,7 +72,7 @@ def test_dialogues(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     path.write_bytes(lines({"messages": turns}, {"messages": []}, {"messages": "Hi"}))
     shard = open_json_lines("a.jsonl", path, Column("messages", dialogue=True))
-    assert rows(shard) == ["\nUSER: Hi\nASSISTANT: Hello", Fault.EMPTY, Fault.WRONG_TYPE]
+    assert rows(shard) == ["\nUSER: Hi\nASSISTANT: Hello", reasons.EMPTY, reasons.WRONG_TYPE]
 
 
 def test_groups_close_by_text_and_by_rows(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from summerlm.data.shards.rows import Fault, dialogue, plain_text
+from summerlm.data.shards import rows as reasons
+from summerlm.data.shards.rows import Dropped, dialogue, plain_text
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_is_kept_as_it_stands(text: str) -> None:
-    expected = text if text.strip() else Fault.EMPTY
+    expected = text if text.strip() else reasons.EMPTY
     assert plain_text(text) == expected
     assert plain_text(text.encode()) == expected
 
@@ -16,20 +17,20 @@ def test_text_is_kept_as_it_stands(text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "fault"),
     [
-        (None, Fault.NULL),
-        ("", Fault.EMPTY),
-        (" \r\n\t\u2003", Fault.EMPTY),
-        (b"\n", Fault.EMPTY),
-        (b"caf\xe9", Fault.BAD_UTF8),
-        (b"\xed\xa0\x80", Fault.BAD_UTF8),  # a surrogate, encoded as no encoder may
-        ("a\ud800b", Fault.SURROGATE),
-        ("\udfff", Fault.SURROGATE),
-        (7, Fault.WRONG_TYPE),
-        (True, Fault.WRONG_TYPE),
-        (["text"], Fault.WRONG_TYPE),
+        (None, reasons.NULL),
+        ("", reasons.EMPTY),
+        (" \r\n\t\u2003", reasons.EMPTY),
+        (b"\n", reasons.EMPTY),
+        (b"caf\xe9", reasons.BAD_UTF8),
+        (b"\xed\xa0\x80", reasons.BAD_UTF8),  # a surrogate, encoded as no encoder may
+        ("a\ud800b", reasons.SURROGATE),
+        ("\udfff", reasons.SURROGATE),
+        (7, reasons.WRONG_TYPE),
+        (True, reasons.WRONG_TYPE),
+        (["text"], reasons.WRONG_TYPE),
     ],
 )
-def test_what_is_no_text(value: object, fault: Fault) -> None:
+def test_what_is_no_text(value: object, fault: Dropped) -> None:
     assert plain_text(value) is fault
 
 
@@ -57,20 +58,20 @@ def test_a_blank_turn_is_no_fault_beside_others() -> None:
 @pytest.mark.parametrize(
     ("value", "fault"),
     [
-        (None, Fault.NULL),
-        ([], Fault.EMPTY),
-        ([{"from": "gpt", "value": " "}], Fault.EMPTY),
-        ("\nHUMAN: Hi", Fault.WRONG_TYPE),
-        ({"from": "gpt", "value": "Hi"}, Fault.WRONG_TYPE),
-        (["Hi"], Fault.WRONG_TYPE),
-        ([None], Fault.WRONG_TYPE),
-        ([{"from": "gpt", "content": "Hi"}], Fault.WRONG_TYPE),
-        ([{"role": "user", "content": [{"type": "text"}]}], Fault.WRONG_TYPE),
-        ([{"from": "gpt", "value": None}], Fault.NULL),
-        ([{"from": None, "value": "Hi"}], Fault.NULL),
-        ([{"from": "gpt", "value": b"\xff"}], Fault.BAD_UTF8),
-        ([{"from": "gpt", "value": "ok"}, {"from": "gpt", "value": "\ud800"}], Fault.SURROGATE),
+        (None, reasons.NULL),
+        ([], reasons.EMPTY),
+        ([{"from": "gpt", "value": " "}], reasons.EMPTY),
+        ("\nHUMAN: Hi", reasons.WRONG_TYPE),
+        ({"from": "gpt", "value": "Hi"}, reasons.WRONG_TYPE),
+        (["Hi"], reasons.WRONG_TYPE),
+        ([None], reasons.WRONG_TYPE),
+        ([{"from": "gpt", "content": "Hi"}], reasons.WRONG_TYPE),
+        ([{"role": "user", "content": [{"type": "text"}]}], reasons.WRONG_TYPE),
+        ([{"from": "gpt", "value": None}], reasons.NULL),
+        ([{"from": None, "value": "Hi"}], reasons.NULL),
+        ([{"from": "gpt", "value": b"\xff"}], reasons.BAD_UTF8),
+        ([{"from": "gpt", "value": "ok"}, {"from": "gpt", "value": "\ud800"}], reasons.SURROGATE),
     ],
 )
-def test_what_is_no_dialogue(value: object, fault: Fault) -> None:
+def test_what_is_no_dialogue(value: object, fault: Dropped) -> None:
     assert dialogue(value) is fault

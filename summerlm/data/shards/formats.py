@@ -1,7 +1,7 @@
 """One file of a source -> its rows, a group at a time.
 
 Flow: `sources` opens every file once as a `Shard` (footer, hash), then reads stripes of its
-groups from any process; `jsonlines` gives shards of its own. A row is its text, or the `Fault`
+groups from any process; `jsonlines` gives shards of its own. A row is its text, or the `Dropped`
 that leaves it without one. A text file with other bytes than it was opened with is refused, and
 so is a parquet file with other rows.
 """
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.files import sha256_file
-from summerlm.data.shards.rows import TURN_KEYS, Fault, dialogue, plain_text
+from summerlm.data.shards.rows import TURN_KEYS, Row, dialogue, plain_text
 
 BATCH_ROWS = 32  # rows decoded at once, and...
 BUFFER_BYTES = 1 << 20  # ...file bytes read at once: what a reader holds beyond its stripe
@@ -39,7 +39,7 @@ class Column:
     name: str
     dialogue: bool
 
-    def text_of(self, value: object) -> str | Fault:
+    def text_of(self, value: object) -> Row:
         """Read what stands in one row."""
         return dialogue(value) if self.dialogue else plain_text(value)
 
@@ -65,7 +65,7 @@ class Shard(ABC):
     group_bytes: tuple[int, ...]
 
     @abstractmethod
-    def read(self, group: int, start: int, stop: int) -> Iterator[str | Fault]:
+    def read(self, group: int, start: int, stop: int) -> Iterator[Row]:
         """Read rows `start` to `stop` (exclusive) of a group.
 
         Args:
@@ -112,7 +112,7 @@ def nearest_first(word: str, names: Sequence[str]) -> str:
 class TextShard(Shard):
     """A text or source file: one group of one row, the whole file."""
 
-    def read(self, group: int, start: int, stop: int) -> Iterator[str | Fault]:  # noqa: D102
+    def read(self, group: int, start: int, stop: int) -> Iterator[Row]:  # noqa: D102
         assert (group, start, stop) == (0, 0, 1)
         with reading(self.path):
             data = self.path.read_bytes()
@@ -148,7 +148,7 @@ class ParquetShard(Shard):
 
     column: Column
 
-    def read(self, group: int, start: int, stop: int) -> Iterator[str | Fault]:  # noqa: D102
+    def read(self, group: int, start: int, stop: int) -> Iterator[Row]:  # noqa: D102
         return map(self.column.text_of, self._values(group, start, stop))
 
     def _values(self, group: int, start: int, stop: int) -> Iterator[Any]:

@@ -29,7 +29,7 @@ from summerlm.data.shards.formats import (
     parquet_file,
     reading,
 )
-from summerlm.data.shards.rows import Fault
+from summerlm.data.shards.rows import BAD_UTF8, NOT_JSON, Dropped, Row
 
 CACHE_VERSION = 1  # of the copy's layout, of `rows` and of the group sizes below
 GROUP_BYTES = 1 << 20  # a group of the copy closes at this much text...
@@ -45,9 +45,9 @@ class JsonLinesShard(ParquetShard):
 
     remedy: ClassVar[str] = "delete this copy, it is made again"
 
-    def read(self, group: int, start: int, stop: int) -> Iterator[str | Fault]:  # noqa: D102
+    def read(self, group: int, start: int, stop: int) -> Iterator[Row]:  # noqa: D102
         for row in self._values(group, start, stop):
-            yield row["text"] if row["fault"] is None else Fault(row["fault"])
+            yield row["text"] if row["fault"] is None else Dropped(row["fault"])
 
 
 def open_json_lines(name: str, path: Path, column: Column) -> JsonLinesShard:
@@ -81,7 +81,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SUMMERLM_CACHE") or "~/.cache/summerlm").expanduser()
 
 
-def _rows(path: Path, sha256: str, column: Column) -> Iterator[str | Fault]:
+def _rows(path: Path, sha256: str, column: Column) -> Iterator[Row]:
     """Read every line; those of white space only are no rows."""
     keys: dict[str, None] = {}  # of the objects seen so far, in order, until the column's is met
     opened = gzip.open if path.suffix == ".gz" else open
@@ -90,7 +90,7 @@ def _rows(path: Path, sha256: str, column: Column) -> Iterator[str | Fault]:
             if not line.strip():
                 continue
             value = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
-            if isinstance(value, Fault):
+            if isinstance(value, Dropped):
                 yield value
                 continue
             if column.name not in keys:
@@ -105,17 +105,17 @@ def _rows(path: Path, sha256: str, column: Column) -> Iterator[str | Fault]:
         raise UsageError(f"{path}: no key {column.name!r}; its keys are: {names}")
 
 
-def _parse(line: bytes) -> dict[str, Any] | Fault:
+def _parse(line: bytes) -> dict[str, Any] | Dropped:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        return Fault.BAD_UTF8
+        return BAD_UTF8
     except (ValueError, RecursionError):  # no JSON, a number beyond Python's, nested too deep
-        return Fault.NOT_JSON
-    return value if isinstance(value, dict) else Fault.NOT_JSON
+        return NOT_JSON
+    return value if isinstance(value, dict) else NOT_JSON
 
 
-def _write(target: Path, rows: Iterator[str | Fault]) -> None:
+def _write(target: Path, rows: Iterator[Row]) -> None:
     """Write rows as a parquet file that appears whole; of two writers at once the last one wins."""
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     schema = pa.schema([(_COLUMN, _ROW)])
@@ -147,13 +147,13 @@ def _write(target: Path, rows: Iterator[str | Fault]) -> None:
         ) from error
 
 
-def _groups(rows: Iterator[str | Fault]) -> Iterator[list[dict[str, str | None]]]:
+def _groups(rows: Iterator[Row]) -> Iterator[list[dict[str, str | None]]]:
     """Cut rows into groups; depends on the rows alone, since groups are units of the data order."""
     group: list[dict[str, str | None]] = []
     held_bytes = 0
     for row in rows:
-        if isinstance(row, Fault):
-            group.append({"text": None, "fault": row.value})
+        if isinstance(row, Dropped):
+            group.append({"text": None, "fault": row.reason})
         else:
             group.append({"text": row, "fault": None})
             held_bytes += len(row.encode())

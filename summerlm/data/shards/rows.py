@@ -5,25 +5,35 @@ and passes the texts on, which are never stripped or normalised.
 """
 
 import re
-from enum import Enum
+from typing import NamedTuple
 
 TURN_KEYS = (("from", "value"), ("role", "content"))  # ShareGPT's and OpenAI's (speaker, text)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Fault(Enum):
-    """Why a row gives no text; a function of the row's bytes alone."""
+class Dropped(NamedTuple):
+    """What stands in place of a row's text.
 
-    NULL = "null or missing"
-    EMPTY = "empty or white space only"
-    WRONG_TYPE = "wrong type"
-    BAD_UTF8 = "not UTF-8"
-    SURROGATE = "lone surrogate"
-    NOT_JSON = "not a JSON object"
+    Args:
+        reason: Why there is none, in a few words; the ledger counts rows by it.
+    """
+
+    reason: str
 
 
-def plain_text(value: object) -> str | Fault:
+Row = str | Dropped
+
+# why a row's bytes give no text
+NULL = Dropped("null or missing")
+EMPTY = Dropped("empty or white space only")
+WRONG_TYPE = Dropped("wrong type")
+BAD_UTF8 = Dropped("not UTF-8")
+SURROGATE = Dropped("lone surrogate")
+NOT_JSON = Dropped("not a JSON object")
+
+
+def plain_text(value: object) -> Row:
     r"""Read the value of a text column.
 
     Args:
@@ -34,13 +44,13 @@ def plain_text(value: object) -> str | Fault:
 
     Example:
         >>> plain_text(b"  if x:\r\n"), plain_text(7)
-        ('  if x:\r\n', <Fault.WRONG_TYPE: 'wrong type'>)
+        ('  if x:\r\n', Dropped(reason='wrong type'))
     """
     text = _decode(value)
-    return Fault.EMPTY if isinstance(text, str) and _blank(text) else text
+    return EMPTY if isinstance(text, str) and _blank(text) else text
 
 
-def dialogue(value: object) -> str | Fault:
+def dialogue(value: object) -> Row:
     r"""Read the value of a conversations column.
 
     Args:
@@ -54,36 +64,36 @@ def dialogue(value: object) -> str | Fault:
         '\nHUMAN: Hi\nGPT: Hello'
     """
     if value is None:
-        return Fault.NULL
+        return NULL
     if not isinstance(value, list):
-        return Fault.WRONG_TYPE
+        return WRONG_TYPE
     turns: list[str] = []
     all_blank = True
     for turn in value:
         keys = next((k for k in TURN_KEYS if isinstance(turn, dict) and set(k) <= set(turn)), None)
         if keys is None:
-            return Fault.WRONG_TYPE
+            return WRONG_TYPE
         speaker, text = (_decode(turn[key]) for key in keys)
-        if isinstance(speaker, Fault):
+        if isinstance(speaker, Dropped):
             return speaker
-        if isinstance(text, Fault):
+        if isinstance(text, Dropped):
             return text
         turns.append(f"\n{speaker.upper()}: {text}")
         all_blank = all_blank and _blank(text)
-    return Fault.EMPTY if all_blank else "".join(turns)
+    return EMPTY if all_blank else "".join(turns)
 
 
-def _decode(value: object) -> str | Fault:
+def _decode(value: object) -> Row:
     if value is None:
-        return Fault.NULL
+        return NULL
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            return Fault.BAD_UTF8
+            return BAD_UTF8
     if not isinstance(value, str):
-        return Fault.WRONG_TYPE
-    return Fault.SURROGATE if _SURROGATE.search(value) else value
+        return WRONG_TYPE
+    return SURROGATE if _SURROGATE.search(value) else value
 
 
 def _blank(text: str) -> bool:
