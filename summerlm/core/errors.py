@@ -37,6 +37,10 @@ class SourceDownError(SummerError):
     exit_code = 5
 
 
+class DamagedError(SourceDownError):
+    """A part of a file can't be decoded, even when its bytes are fetched again."""
+
+
 class SaveError(SummerError):
     """A file or checkpoint can't be written."""
 

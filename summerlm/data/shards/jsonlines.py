@@ -1,111 +1,248 @@
 """JSON lines -> parquet, once: a line format has no row groups to read at random.
 
-Flow: `sources` opens a `.json`, `.jsonl`, `.json.gz` or `.jsonl.gz` file here; the first time
-its text is copied into a parquet file of the cache folder, which is then read like any other.
-The cache is keyed by the file's hash and the column, so a changed file is copied anew.
+Flow: `formats` opens a `.json` or `.jsonl` file, as it is or with `.gz` or `.zst`, here; the first
+time its text is copied into a parquet file of the cache folder, which is then read like any other.
+The cache is keyed by the file's hash and the selection, so a changed file is copied anew.
 """
 
 import codecs
 import gzip
-import hashlib
 import json
+import multiprocessing
 import os
-import uuid
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from summerlm.core.errors import DataChangedError, SaveError, UsageError
-from summerlm.core.files import sha256_file, sync_folder
-from summerlm.data.shards.formats import (
-    Column,
-    ParquetShard,
-    group_sizes,
-    nearest_first,
-    parquet_file,
-    reading,
-)
-from summerlm.data.shards.rows import BAD_UTF8, NOT_JSON, Dropped, Row
+from summerlm.core.errors import DamagedError, DataChangedError, SourceDownError, UsageError
+from summerlm.core.progress import Progress
+from summerlm.data.shards.cache import cached, drafting, making
+from summerlm.data.shards.hashes import hash_file
+from summerlm.data.shards.parquet import check_groups, forget, group_sizes, parquet_file, stripe
+from summerlm.data.shards.rows import BAD_UTF8, NOT_JSON, TOO_LONG, Dropped, Row
+from summerlm.data.shards.selection import Selection
+from summerlm.data.shards.shard import Shard, nearest_first, reading
+from summerlm.data.shards.transfer import File, Transfer
 
-CACHE_VERSION = 1  # of the copy's layout, of `rows` and of the group sizes below
+CACHE_VERSION = 2  # of the copy's layout, of `rows` and of the group sizes below
 GROUP_BYTES = 1 << 20  # a group of the copy closes at this much text...
 GROUP_ROWS = 1000  # ...or this many rows
+LINE_BYTES = 1 << 28  # a longer line has no text: it is no document but a file without lines
 
 _COLUMN = "row"
 _ROW = pa.struct([("text", pa.large_string()), ("fault", pa.string())])  # one of the two is null
+_REMEDY = "delete this copy, it is made again"
 
 
 @dataclass(frozen=True)
-class JsonLinesShard(ParquetShard):
-    """A JSON lines file: `size` and `sha256` are the file's own, `path` is its parquet copy."""
+class JsonLinesShard(Shard):
+    """A JSON lines file.
 
-    remedy: ClassVar[str] = "delete this copy, it is made again"
+    Args:
+        copy: Its parquet copy in the cache folder.
+    """
+
+    copy: Path
 
     def read(self, group: int, start: int, stop: int) -> Iterator[Row]:  # noqa: D102
-        for row in self._values(group, start, stop):
-            yield row["text"] if row["fault"] is None else Dropped(row["fault"])
+        with _reading_copy(self.copy, self.transfer, group) as file:
+            check_groups(str(self.copy), file.metadata, self.groups)
+            for values in stripe(file, group, start, stop, [_COLUMN]):
+                row = values[_COLUMN]
+                fault = row["fault"]
+                yield row["text"].decode() if fault is None else Dropped(fault.decode())
 
 
-def open_json_lines(name: str, path: Path, column: Column) -> JsonLinesShard:
+def open_json_lines(
+    file: File,
+    selection: Selection,
+    transfer: Transfer,
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+) -> JsonLinesShard:
     """Open a file that holds one JSON object a line, copying it first where there is no copy.
 
     Args:
-        name: Its name inside the source.
-        path: Where it lies; compressed if it ends in `.gz`.
-        column: What of a row is its text.
+        file: The file; compressed if its name ends in `.gz` or `.zst`.
+        selection: What of a row is its text, and which rows count.
+        transfer: Reads it.
+        sizes: Rows and bytes of each group where they are known; None = they are read.
 
     Returns:
         The shard.
 
     Raises:
-        UsageError: If no line is an object with the column's key.
+        UsageError: If no line is an object with the keys.
+        DamagedError: If the file can't be decoded, even when it is read again.
+        SourceDownError: If the file can't be read.
         SaveError: If the copy can't be written.
     """
-    with reading(path):
-        size, sha256 = path.stat().st_size, sha256_file(path)
-    how = json.dumps([CACHE_VERSION, sha256, column.name, column.dialogue])
-    copy = cache_folder() / "jsonlines" / f"{hashlib.sha256(how.encode()).hexdigest()}.parquet"
-    if not copy.exists():
-        _write(copy, _rows(path, sha256, column))
-    with reading(copy, JsonLinesShard.remedy), parquet_file(copy) as file:
-        rows, sizes = group_sizes(file.metadata, _COLUMN)
-    return JsonLinesShard(name, copy, size, sha256, rows, sizes, Column(_COLUMN, dialogue=False))
+    copy = make_copy(file, selection, transfer)
+    if sizes is None:
+        with _reading_copy(copy, transfer) as opened:
+            sizes = group_sizes(opened.metadata, _COLUMN)
+    return JsonLinesShard(file, *sizes, transfer, copy)
 
 
-def cache_folder() -> Path:
-    """Give the folder of derived files: `$SUMMERLM_CACHE`, or `~/.cache/summerlm`."""
-    return Path(os.environ.get("SUMMERLM_CACHE") or "~/.cache/summerlm").expanduser()
+@contextmanager
+def _reading_copy(
+    copy: Path, transfer: Transfer, group: int | None = None
+) -> Iterator[pq.ParquetFile]:
+    """Open a copy; damage to it is none of the source's, and may not be skipped as such."""
+    with reading(str(copy), _REMEDY, damage=SourceDownError):
+        file = File(copy.name, str(copy), copy.stat().st_size, "etag:")
+        with parquet_file(file, transfer, group) as opened:
+            yield opened
 
 
-def _rows(path: Path, sha256: str, column: Column) -> Iterator[Row]:
+def copy_path(file: File, selection: Selection) -> Path:
+    """Name a file's copy."""
+    where = [condition.text for condition in selection.where]
+    return cached(
+        "jsonlines", CACHE_VERSION, file.hash, file.size, selection.column, selection.form, where
+    ).with_suffix(".parquet")
+
+
+def make_copies(
+    files: Sequence[File], selection: Selection, transfer: Transfer, progress: Progress
+) -> None:
+    """Copy files that have no copy yet, several at a time in processes of their own.
+
+    Args:
+        files: The files.
+        selection: What of a row is its text, and which rows count.
+        transfer: Reads them.
+        progress: Called with how many are done.
+
+    Raises:
+        SummerError: As `open_json_lines` does.
+    """
+    missing = [file for file in files if not copy_path(file, selection).exists()]
+    processes = min(len(missing), len(os.sched_getaffinity(0)))
+    if processes < 2:
+        for done, file in enumerate(missing):
+            progress("converting JSON lines", done, len(missing))
+            make_copy(file, selection, transfer)
+        return
+    # not forked: threads of this process may hold locks; and not from the fork server, which
+    # would then lack what the loader's workers want loaded in it
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_settle) as pool:
+        jobs = [pool.submit(_make_copy_there, file, selection, transfer) for file in missing]
+        try:
+            for done, job in enumerate(as_completed(jobs)):
+                transfer.incidents += job.result()
+                progress("converting JSON lines", done + 1, len(missing))
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
+
+
+def _settle() -> None:
+    """Prepare a process that copies: it ends when its parent does, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _make_copy_there(file: File, selection: Selection, transfer: Transfer) -> list[dict[str, Any]]:
+    make_copy(file, selection, transfer)
+    return transfer.take_incidents()
+
+
+def make_copy(file: File, selection: Selection, transfer: Transfer) -> Path:
+    """Copy a file where it has no copy yet.
+
+    Args:
+        file: The file.
+        selection: What of a row is its text, and which rows count.
+        transfer: Reads it.
+
+    Returns:
+        The copy.
+
+    Raises:
+        SummerError: As `open_json_lines` does.
+    """
+    copy = copy_path(file, selection)
+    if copy.exists():
+        return copy
+    with making(copy):
+        if not copy.exists():
+            path = transfer.fetch(file)
+            try:
+                _write(copy, _rows(file, path, selection))
+            except DamagedError as damage:
+                transfer.incidents.append({"reason": f"{damage}; read anew"})
+                forget(file, transfer)
+                _write(copy, _rows(file, transfer.fetch(file), selection))
+    return copy
+
+
+def _rows(file: File, path: Path, selection: Selection) -> Iterator[Row]:
     """Read every line; those of white space only are no rows."""
-    keys: dict[str, None] = {}  # of the objects seen so far, in order, until the column's is met
-    opened = gzip.open if path.suffix == ".gz" else open
-    with reading(path), opened(path, "rb") as lines:
-        for number, line in enumerate(lines):
+    wanted = {selection.column, *(condition.column for condition in selection.where)}
+    missing = set(wanted)
+    keys: dict[str, None] = {}  # of the objects seen so far, in order, until all wanted are met
+    with reading(file.url), _opened(path, file.name) as opened:
+        for line in _lines(opened):
             if not line.strip():
                 continue
-            value = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
+            value = _parse(line)
             if isinstance(value, Dropped):
                 yield value
                 continue
-            if column.name not in keys:
+            if missing:
                 keys.update(dict.fromkeys(value))
-            yield column.text_of(value.get(column.name))
-        if sha256_file(path) != sha256:
-            raise DataChangedError(f"{path}: changed while it was read; start again")
+                missing -= keys.keys()
+            yield selection.row(value)
+        kind = file.hash.partition(":")[0]
+        if file.local is not None and hash_file(path, kind) != file.hash:
+            raise DataChangedError(f"{path}: changed since it was listed; start again")
     if not keys:
-        raise UsageError(f"{path}: holds no JSON object; write one a line")
-    if column.name not in keys:
-        names = nearest_first(column.name, list(keys))
-        raise UsageError(f"{path}: no key {column.name!r}; its keys are: {names}")
+        raise UsageError(f"{file.url}: holds no JSON object; write one a line")
+    for key in sorted(missing):
+        names = nearest_first(key, list(keys))
+        raise UsageError(f"{file.url}: no key {key!r}; its keys are: {names}")
+
+
+def _opened(path: Path, name: str) -> BufferedIOBase:
+    if name.lower().endswith(".gz"):
+        return gzip.open(path, "rb")
+    if name.lower().endswith(".zst"):
+        # Arrow's, as it tells a cut file from a whole one and reads frame after frame
+        return BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 20)
+    return path.open("rb")
+
+
+def _lines(file: BufferedIOBase) -> Iterator[bytes]:
+    """Read lines; of one that is too long only the head, so that it never fills the memory."""
+    first = True
+    while line := file.readline(LINE_BYTES):
+        yield line.removeprefix(codecs.BOM_UTF8) if first else line
+        first = False
+        while len(line) == LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(LINE_BYTES)
 
 
 def _parse(line: bytes) -> dict[str, Any] | Dropped:
+    if len(line) >= LINE_BYTES:
+        return TOO_LONG
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -115,36 +252,21 @@ def _parse(line: bytes) -> dict[str, Any] | Dropped:
     return value if isinstance(value, dict) else NOT_JSON
 
 
-def _write(target: Path, rows: Iterator[Row]) -> None:
-    """Write rows as a parquet file that appears whole; of two writers at once the last one wins."""
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+def _write(copy: Path, rows: Iterator[Row]) -> None:
     schema = pa.schema([(_COLUMN, _ROW)])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            try:
-                with pq.ParquetWriter(
-                    file,
-                    schema,
-                    compression="zstd",
-                    use_dictionary=False,  # like statistics, it would only repeat the texts
-                    write_statistics=False,
-                    write_page_checksum=True,
-                ) as writer:
-                    for group in _groups(rows):
-                        writer.write_table(pa.table({_COLUMN: group}, schema), len(group))
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(draft, target)
-            except BaseException:
-                draft.unlink()
-                raise
-        sync_folder(target.parent)
-    except OSError as error:
-        raise SaveError(
-            f"{target.parent}: can't write the cache ({error.strerror or error}); make room or set "
-            "SUMMERLM_CACHE to another folder"
-        ) from error
+    with (
+        drafting(copy) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=False,  # like statistics, it would only repeat the texts
+            write_statistics=False,
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for group in _groups(rows):
+            writer.write_table(pa.table({_COLUMN: group}, schema), len(group))
 
 
 def _groups(rows: Iterator[Row]) -> Iterator[list[dict[str, str | None]]]:

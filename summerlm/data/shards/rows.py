@@ -4,10 +4,19 @@ Flow: `formats` and `jsonlines` hand over what stands in a row; `sources` counts
 and passes the texts on, which are never stripped or normalised.
 """
 
+import json
 import re
 from typing import NamedTuple
 
 TURN_KEYS = (("from", "value"), ("role", "content"))  # ShareGPT's and OpenAI's (speaker, text)
+ROLES = {  # of the chat template, by what data sets call them
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+}
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -31,6 +40,7 @@ WRONG_TYPE = Dropped("wrong type")
 BAD_UTF8 = Dropped("not UTF-8")
 SURROGATE = Dropped("lone surrogate")
 NOT_JSON = Dropped("not a JSON object")
+TOO_LONG = Dropped("line longer than 256 MiB")
 
 
 def plain_text(value: object) -> Row:
@@ -51,24 +61,54 @@ def plain_text(value: object) -> Row:
 
 
 def dialogue(value: object) -> Row:
-    r"""Read the value of a conversations column.
+    r"""Read the value of a conversations column as the original SummerLM wrote it.
 
     Args:
         value: A list of turns, each a mapping with `from` and `value`, or `role` and `content`.
 
     Returns:
-        The turns as the original SummerLM wrote them, or why there is no text.
+        A line `ROLE: text` for each turn, or why there is no text.
 
     Example:
         >>> dialogue([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
         '\nHUMAN: Hi\nGPT: Hello'
     """
+    read = _turns(value)
+    if isinstance(read, Dropped):
+        return read
+    return "".join(f"\n{speaker.upper()}: {text}" for speaker, text in read)
+
+
+def turns(value: object) -> Row:
+    """Read the value of a conversations column for a chat template.
+
+    Args:
+        value: As for `dialogue`.
+
+    Returns:
+        JSON of the turns, each a role (`system`, `user`, `assistant`) and its text, or why there
+        are none.
+
+    Example:
+        >>> turns([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
+        '[["user", "Hi"], ["assistant", "Hello"]]'
+    """
+    read = _turns(value)
+    if isinstance(read, Dropped):
+        return read
+    named = [(ROLES.get(speaker.lower()), text) for speaker, text in read]
+    if any(role is None for role, _ in named):
+        return WRONG_TYPE
+    return json.dumps(named, ensure_ascii=False)
+
+
+def _turns(value: object) -> list[tuple[str, str]] | Dropped:
+    """Read speaker and text of each turn."""
     if value is None:
         return NULL
     if not isinstance(value, list):
         return WRONG_TYPE
-    turns: list[str] = []
-    all_blank = True
+    read: list[tuple[str, str]] = []
     for turn in value:
         keys = next((k for k in TURN_KEYS if isinstance(turn, dict) and set(k) <= set(turn)), None)
         if keys is None:
@@ -78,9 +118,8 @@ def dialogue(value: object) -> Row:
             return speaker
         if isinstance(text, Dropped):
             return text
-        turns.append(f"\n{speaker.upper()}: {text}")
-        all_blank = all_blank and _blank(text)
-    return EMPTY if all_blank else "".join(turns)
+        read.append((speaker, text))
+    return EMPTY if all(_blank(text) for _, text in read) else read
 
 
 def _decode(value: object) -> Row:
