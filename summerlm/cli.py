@@ -1,18 +1,20 @@
 """The command `summerlm`: a table from subcommands to recipes.
 
 Flow: parses arguments, imports what the subcommand needs (torch takes seconds), calls one recipe,
-and turns a `SummerError` into one line and its exit code.
+and turns a `SummerError` into one line and its exit code. `cli_data` has the commands on data.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from summerlm.cli_data import data
+from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
 from summerlm.core.errors import DeviceMemoryError, SummerError, UsageError
 
 app = typer.Typer(
@@ -22,19 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data = typer.Typer(help="Look at the data of a run.", no_args_is_help=True)
 tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(tokenizer, name="tokenizer")
 
-Config = Annotated[Path, typer.Argument(help="Settings file (TOML).", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change.", metavar="[section.key=value]...")
-]
-Run = Annotated[Path, typer.Argument(help="Run folder or checkpoint.", metavar="RUN")]
-Json = Annotated[
-    str | None, typer.Option("--json", help="Also write the figures there; - is stdout.")
-]
 TokenizerName = Annotated[
     str, typer.Option("--tokenizer", help='"mistral-v3", or a tokenizer.json.')
 ]
@@ -85,7 +78,7 @@ def plan(
     from summerlm.recipes.settings import Settings
 
     settings = read_settings(Settings, config, overrides or [])
-    _show("plan", recipe(settings, hardware, count, mfu, price), to)
+    show_facts("plan", recipe(settings, hardware, count, mfu, price), to)
 
 
 @app.command(name="eval")
@@ -102,7 +95,7 @@ def evaluate(
     """Measure loss, perplexity and bits per byte on text."""
     from summerlm.recipes.evaluating import evaluate as recipe
 
-    _show("evaluation", recipe(run, text, stride), to)
+    show_facts("evaluation", recipe(run, text, stride), to)
 
 
 @app.command()
@@ -141,27 +134,6 @@ def report(run: Run) -> None:
     print(write_report(run))
 
 
-@data.command(name="hash")
-def data_hash(
-    config: Config,
-    overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="How many steps.", min=1)] = 10,
-    world: Annotated[int, typer.Option(help="Ranks that share the lanes.", min=1)] = 1,
-    workers: Annotated[int, typer.Option(help="Worker processes a rank.", min=0)] = 1,
-    start: Annotated[
-        Path | None, typer.Option("--from", help="Checkpoint to go on from.", metavar="CHECKPOINT")
-    ] = None,
-) -> None:
-    """Print the SHA-256 of each step's batch, made by real workers."""
-    from summerlm.core.config import read_settings
-    from summerlm.recipes.batches import hash_run
-    from summerlm.recipes.settings import Settings
-
-    settings = read_settings(Settings, config, overrides or [])
-    for number, sha in hash_run(settings, steps, world, workers, start):
-        print(number, sha, flush=True)
-
-
 @tokenizer.command(name="encode")
 def tokenizer_encode(
     text: Annotated[str, typer.Argument(help="Text to encode.")],
@@ -191,7 +163,7 @@ def tokenizer_decode(
 
 
 @tokenizer.command(name="show")
-def tokenizer_show(name: TokenizerName = "mistral-v3", to: Json = None) -> None:
+def tokenizershow_facts(name: TokenizerName = "mistral-v3", to: Json = None) -> None:
     """Print a tokenizer's size, special tokens and fingerprint."""
     from summerlm.tokenizer.registry import load_tokenizer
 
@@ -203,7 +175,7 @@ def tokenizer_show(name: TokenizerName = "mistral-v3", to: Json = None) -> None:
         "specials": found.specials,
         "fingerprint": found.fingerprint,
     }
-    _show("tokenizer", facts, to)
+    show_facts("tokenizer", facts, to)
 
 
 @tokenizer.command(name="train")
@@ -253,16 +225,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in words
         or "not enough memory" in words
     )
-
-
-def _show(title: str, facts: dict[str, Any], to: str | None) -> None:
-    """Print facts as a table, or write them as JSON; with `-` nothing else goes to stdout."""
-    from summerlm.core.console import facts_table
-    from summerlm.core.files import write_json
-
-    if to == "-":
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    Console().print(facts_table(title, facts))
-    if to is not None:
-        write_json(Path(to), facts)

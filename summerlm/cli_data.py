@@ -1,0 +1,114 @@
+"""The commands `summerlm data ...`: pin a run's data, check, show, judge, hash and tokenize them.
+
+Flow: `cli` adds `data` to the command line; each command reads the settings and calls one recipe.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from summerlm.cli_options import Config, Json, Overrides, write_facts
+
+if TYPE_CHECKING:
+    from summerlm.recipes.settings import Settings
+
+WIDEST = 100  # columns of what these commands print for people
+
+data = typer.Typer(help="Pin, check and look at the data of a run.", no_args_is_help=True)
+
+
+@data.command(name="lock")
+def data_lock(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The lock; default data.lock.json of the run folder.")
+    ] = None,
+) -> None:
+    """Pin the data: revisions, files, hashes, rows, licences, terms."""
+    from summerlm.recipes.locking import lock_data
+
+    for line in lock_data(_settings(config, overrides), out):
+        print(line)
+
+
+@data.command(name="check")
+def data_check(
+    config: Config,
+    overrides: Overrides = None,
+    documents: Annotated[int, typer.Option(help="Rows to draw of each source.", min=1)] = 200,
+    to: Json = None,
+) -> None:
+    """Try every source before training: files, text, tokens, epochs, what is wrong."""
+    from summerlm.recipes.checking import check_data
+    from summerlm.recipes.describing import show_check
+
+    facts = check_data(_settings(config, overrides), documents)
+    if write_facts(facts, to):
+        show_check(facts, _console())
+    raise typer.Exit(facts["exit_code"])
+
+
+@data.command(name="show")
+def data_show(
+    config: Config,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
+    step: Annotated[int, typer.Option(help="Of which step; those before are made too.", min=1)] = 1,
+    source: Annotated[str | None, typer.Option(help="Only rows of this source.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Ids shown of each document in a row; its middle is cut.", min=2)
+    ] = 120,
+) -> None:
+    """Print packed rows as the model sees them: borders, special tokens, line ends."""
+    from summerlm.recipes.showing import show_rows
+
+    show_rows(_settings(config, overrides), rows, step, source, tokens, _console())
+
+
+@data.command(name="report")
+def data_report(
+    config: Config,
+    overrides: Overrides = None,
+    documents: Annotated[int, typer.Option(help="Rows to draw of each source.", min=1)] = 20_000,
+    to: Json = None,
+) -> None:
+    """Tell what every rule would drop or change, enabled or not, with examples."""
+    from summerlm.recipes.describing import show_report
+    from summerlm.recipes.judging import report_rules
+
+    facts = report_rules(_settings(config, overrides), documents)
+    if write_facts(facts, to):
+        show_report(facts, _console())
+
+
+@data.command(name="hash")
+def data_hash(
+    config: Config,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="How many steps.", min=1)] = 10,
+    world: Annotated[int, typer.Option(help="Ranks that share the lanes.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Worker processes a rank.", min=0)] = 1,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Checkpoint to go on from.", metavar="CHECKPOINT")
+    ] = None,
+) -> None:
+    """Print the SHA-256 of each step's batch, made by real workers."""
+    from summerlm.recipes.batches import hash_run
+
+    for number, sha in hash_run(_settings(config, overrides), steps, world, workers, start):
+        print(number, sha, flush=True)
+
+
+def _settings(config: Path, overrides: list[str] | None) -> "Settings":
+    from summerlm.core.config import read_settings
+    from summerlm.recipes.settings import Settings
+
+    return read_settings(Settings, config, overrides or [])
+
+
+def _console() -> Console:
+    console = Console()
+    return Console(width=min(console.width, WIDEST))
