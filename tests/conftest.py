@@ -94,6 +94,7 @@ name = "{tiny_tokenizer}"
 [data.sources.text]
 path = "{tiny_text}/*.txt"
 weight = 1
+licence = "CC0-1.0"
 
 [run]
 folder = "{tmp_path / "run"}"

@@ -6,6 +6,8 @@ Flow: `train` derives a seed wherever it draws; `recipes` wrap a run in `StopReq
 import hashlib
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from summerlm.core.errors import UsageError
@@ -42,6 +44,10 @@ def require_single_process() -> None:
         raise UsageError(f"WORLD_SIZE={world}: this version trains in one process only")
 
 
+class InterruptedWaitError(Exception):
+    """A signal came while the loop waited inside `StopRequest.interrupting`."""
+
+
 class StopRequest:
     """Turns SIGINT, SIGTERM and SIGUSR1 into a request that the loop reads between steps.
 
@@ -53,6 +59,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupts = False
 
     def __enter__(self) -> "StopRequest":
         """Start listening."""
@@ -68,6 +75,26 @@ class StopRequest:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self._interrupts:
+            raise InterruptedWaitError
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a request end a wait that may be long, as for a data source that is down.
+
+        Yields:
+            Nothing; the body of the `with` waits.
+
+        Raises:
+            InterruptedWaitError: If a request comes meanwhile, or came before.
+        """
+        self._interrupts = True
+        try:
+            if self.received is not None:
+                raise InterruptedWaitError
+            yield
+        finally:
+            self._interrupts = False
 
     @property
     def exit_code(self) -> int:

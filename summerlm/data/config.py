@@ -28,7 +28,7 @@ class SourceConfig(Section):
     """Folder below the repository or folder to read from; none = all of it."""
 
     files: str | None = Field(default=None, min_length=1)
-    """Glob of the files to read below the repository, folder or `data_dir`; none = all but hidden."""
+    """Glob of the files to read below repository, folder or `data_dir`; none = all but hidden."""
 
     revision: str = "main"
     """Branch, tag or commit of the hub repository; the lock pins its commit."""

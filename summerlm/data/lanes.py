@@ -16,6 +16,7 @@ Shapes: B rows of T targets in the global batch, L lanes.
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from summerlm.core.errors import DataChangedError, UsageError
+from summerlm.data.encoding import Encoder
 from summerlm.data.ledger import Counts
 from summerlm.data.mixture import Mixture, rotation
 from summerlm.data.packing import Document, Place
 from summerlm.data.permutation import Permutation
+from summerlm.data.rules.pipeline import Cleaned
+from summerlm.data.shards.rows import Dropped, Row
 from summerlm.data.streams import Streams
 from summerlm.tokenizer.tokenizer import Tokenizer
 
@@ -45,8 +49,18 @@ class UnitSource(Protocol):
     def units(self) -> Sequence[int]:
         """Rows of each unit, as the lock says."""
 
-    def read(self, unit: int) -> list[str]:
-        """Give the texts of one unit's rows."""
+    @property
+    def chat(self) -> bool:
+        """Whether its texts are dialogues for the tokenizer's chat template."""
+
+    def read(self, unit: int) -> list[Row]:
+        """Give one unit's rows."""
+
+    def clean(self, text: str) -> Cleaned:
+        """Apply the source's rules to a text, when its turn comes."""
+
+    def take_incidents(self) -> list[dict[str, Any]]:
+        """Hand over what went wrong and was mended since the last call."""
 
     def lock(self) -> dict[str, Any]:
         """Say in plain values which data these are."""
@@ -93,6 +107,7 @@ class DataOrder:
         for source in self.sources:
             if not sum(source.units):
                 raise UsageError(f"source {source.name}: no document to train on")
+            Encoder(self.tokenizer, source.chat)  # refuses a tokenizer without chat template
             if len(source.units) < self.lanes:
                 raise UsageError(
                     f"source {source.name}: {len(source.units)} units can't feed "
@@ -133,14 +148,14 @@ def walk(
         place: Where to begin: (epoch, ordinal, row).
 
     Yields:
-        The documents; rows without text are passed over.
+        The documents; rows without text, or that a rule drops, are passed over and counted.
 
     Raises:
         UsageError: If the epochs are used up, or the lane's units hold no text.
         DataChangedError: If a unit holds another number of rows than its lock says.
     """
     first_epoch, first_ordinal, first_row = place
-    last_met, skipped = first_epoch, 0
+    last_met, dropped = first_epoch, Counter[str]()
     for epoch in itertools.count(first_epoch):
         if limit is not None and epoch >= limit:
             raise UsageError(
@@ -155,34 +170,41 @@ def walk(
         units = Permutation(len(source.units), "units", order.seed, source.name, epoch)
         own = units(np.arange(lane, len(source.units), order.lanes))
         for ordinal in range(first_ordinal, len(own)):
-            texts = _open_unit(source, int(own[ordinal]), epoch, order.seed, first_row)
-            for row in range(first_row, first_row + len(texts)):
-                text = texts.pop().decode()
-                if not text:
-                    skipped += 1
+            rows = _open_unit(source, int(own[ordinal]), epoch, order.seed, first_row)
+            for row in range(first_row, first_row + len(rows)):
+                text, changes = _clean(source, rows.pop())
+                if isinstance(text, Dropped):
+                    dropped[text.reason] += 1
                     continue
-                yield Document((epoch, ordinal, row), text, skipped)
-                last_met, skipped = epoch, 0
+                yield Document((epoch, ordinal, row), text, dropped, changes)
+                last_met, dropped = epoch, Counter()
             first_row = 0
         first_ordinal = 0
 
 
-def _open_unit(source: UnitSource, unit: int, epoch: int, seed: int, first_row: int) -> list[bytes]:
-    """Read a unit's texts in the epoch's order from a row on, the next one last.
+def _open_unit(
+    source: UnitSource, unit: int, epoch: int, seed: int, first_row: int
+) -> list[bytes | Dropped]:
+    """Read a unit's rows in the epoch's order from a row on, the next one last.
 
-    They are held as UTF-8, of which a str may take four times as much, and leave one by one.
+    Texts are held as UTF-8, of which a str may take four times as much, and leave one by one.
     """
-    rows = source.units[unit]
-    if not rows:
+    count = source.units[unit]
+    if not count:
         return []
-    texts = source.read(unit)
-    if len(texts) != rows:
+    rows = source.read(unit)
+    if len(rows) != count:
         raise DataChangedError(
-            f"source {source.name}: unit {unit} holds {len(texts)} rows, its lock says {rows}; "
+            f"source {source.name}: unit {unit} holds {len(rows)} rows, its lock says {count}; "
             "restore the data or start a new run"
         )
-    order = Permutation(rows, "rows", seed, source.name, epoch, unit)
-    return [texts[index].encode() for index in order(np.arange(first_row, rows))[::-1]]
+    order = Permutation(count, "rows", seed, source.name, epoch, unit)
+    wanted = (rows[index] for index in order(np.arange(first_row, count))[::-1])
+    return [row if isinstance(row, Dropped) else row.encode() for row in wanted]
+
+
+def _clean(source: UnitSource, row: bytes | Dropped) -> Cleaned:
+    return Cleaned(row, {}) if isinstance(row, Dropped) else source.clean(row.decode())
 
 
 class Lane:
@@ -205,7 +227,8 @@ class Lane:
         self._streams = [
             Streams(
                 partial(walk, source, limit, lane, order),
-                order.tokenizer,
+                Encoder(order.tokenizer, source.chat),
+                order.tokenizer.byte_lengths,
                 order.open_documents,
                 place,
             )

@@ -5,7 +5,7 @@ in every checkpoint and, at the end, in the run's `ledger.json`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -17,15 +17,17 @@ class Counts:
         targets: Ids to predict, ignored ones (a BOS) included: T a row.
         documents: Documents that ended.
         bytes: UTF-8 bytes of text that the targets stand for.
-        without_text: Rows of the source passed over because they hold no text.
         epochs: Epochs begun, by the lane that is furthest.
+        dropped: Rows of the source that were passed over, by reason: no text, or a rule's name.
+        changed: Times that a rule changed a text, by the rule's name.
     """
 
     targets: int = 0
     documents: int = 0
     bytes: int = 0
-    without_text: int = 0
     epochs: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, later: "Counts") -> "Counts":
         """Account for what was given later as well."""
@@ -33,9 +35,14 @@ class Counts:
             targets=self.targets + later.targets,
             documents=self.documents + later.documents,
             bytes=self.bytes + later.bytes,
-            without_text=self.without_text + later.without_text,
             epochs=max(self.epochs, later.epochs),
+            dropped=_sum(self.dropped, later.dropped),
+            changed=_sum(self.changed, later.changed),
         )
+
+
+def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in sorted({*a, *b})}
 
 
 class Ledger:
@@ -53,7 +60,7 @@ class Ledger:
     """
 
     def __init__(
-        self, sources: Iterable[str], state: Mapping[str, Mapping[str, int]] | None = None
+        self, sources: Iterable[str], state: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
         self._sums = {name: Counts(**(state or {}).get(name, {})) for name in sources}
 
@@ -71,7 +78,7 @@ class Ledger:
         """Targets of all sources together."""
         return sum(sums.targets for sums in self._sums.values())
 
-    def state(self) -> dict[str, dict[str, int]]:
+    def state(self) -> dict[str, dict[str, Any]]:
         """Give the sums as JSON values, by source."""
         return {name: asdict(sums) for name, sums in self._sums.items()}
 

@@ -14,7 +14,7 @@ import atexit
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Step:
         sha: `batch_sha` of the rank's rows.
         state: Where the rank's lanes stand after this step; JSON values, shared with nobody.
         source_counts: What each source gave to the rank's rows.
+        incidents: What went wrong and was mended while the rank's rows were made.
     """
 
     number: int
@@ -46,11 +47,26 @@ class Step:
     sha: str
     state: dict[str, Any]
     source_counts: dict[str, Counts]
+    incidents: list[dict[str, Any]]
 
     @property
     def tokens_by_source(self) -> dict[str, int]:
         """Targets of each source, ignored ones included."""
         return {name: counts.targets for name, counts in self.source_counts.items()}
+
+
+class Steps(Protocol):
+    """The steps of a run for one rank: dealt by a `Loader`, or read where one dealt them before."""
+
+    lane_rows: int
+
+    def __iter__(self) -> Iterator[Step]: ...
+
+    def __next__(self) -> Step:
+        """Give the next step."""
+
+    def close(self) -> None:
+        """Stop for good."""
 
 
 class Loader(Iterator[Step]):
@@ -74,6 +90,10 @@ class Loader(Iterator[Step]):
         state: State of the step to go on after, of all lanes of this rank; None = start.
         rank: This process among `world`.
         world: Number of ranks; divides the lanes.
+
+    Attributes:
+        identity: What its states belong to.
+        lane_rows: J, rows of a lane in each step.
 
     Raises:
         UsageError: If `world`, `lanes` and `rows` don't divide one another, or a source can't
@@ -106,9 +126,11 @@ class Loader(Iterator[Step]):
             sources, weights, limits, tokenizer, seed, lanes, rows, context, open_documents
         )
         self.lane_rows = rows // lanes  # J
-        self._order, self._identity = order, order.identity()
+        self._order, self.identity = order, order.identity()
         if state is not None:
-            _check_identity(state["data"], self._identity)
+            check_identity(state["data"], self.identity)
+            dealt = {lane["rows"] for lane in state["lanes"].values()} or {0}
+            assert dealt == {state["step"] * self.lane_rows}, "lanes of an earlier step"
         self._steps: int = state["step"] if state is not None else 0
         own = range(rank, lanes, world)
         share = Share(order, own, state["lanes"] if state is not None else None)
@@ -137,7 +159,7 @@ class Loader(Iterator[Step]):
             batch=batch.pin() if torch.cuda.is_available() else batch,
             sha=batch_sha(ids, batch.documents.numpy()),
             state={
-                "data": copy.deepcopy(self._identity),
+                "data": copy.deepcopy(self.identity),
                 "step": self._steps,
                 "lanes": {str(lane): states[lane] for lane in sorted(states)},
             },
@@ -145,6 +167,7 @@ class Loader(Iterator[Step]):
                 source.name: sum((part.counts[i] for part in parts), Counts())
                 for i, source in enumerate(self._order.sources)
             },
+            incidents=[incident for part in parts for incident in part.incidents],
         )
 
     def close(self) -> None:
@@ -185,7 +208,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**first, "lanes": {lane: lanes[lane] for lane in sorted(lanes, key=int)}}
 
 
-def hash_steps(loaders: Sequence[Loader]) -> Iterator[tuple[int, str]]:
+def hash_steps(loaders: Sequence[Steps]) -> Iterator[tuple[int, str]]:
     """Audit a world: the number and the global `batch_sha` of each step.
 
     Args:
@@ -224,8 +247,16 @@ def _interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
     return merged.reshape(turns * lanes, *row)
 
 
-def _check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse a state of other data, naming every difference."""
+def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse a state of other data.
+
+    Args:
+        saved: The identity in the state.
+        current: That of the data at hand.
+
+    Raises:
+        DataChangedError: If they differ; the message names every difference.
+    """
     old, new = _flat(saved), _flat(current)
     lines = [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"

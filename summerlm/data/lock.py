@@ -1,11 +1,77 @@
-"""What a run's data were and are: differences in plain words.
+"""The lock of a run's data: what was pinned, as a file, and differences in plain words.
 
-Flow: a run keeps `Source.lock` of every source; on a resume the loader compares them with the
-opened sources' and refuses other data by these lines.
+Flow: `recipes` write `data.lock.json` before the first step and hand it to `open_sources` ever
+after, which refuses other data by the lines of `lock_differences`.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from summerlm.core.errors import UsageError
+from summerlm.core.files import read_json, write_atomically
+from summerlm.data.config import DataConfig
+
+VERSION = 1
+
+
+def write_lock(path: Path, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Write a lock file, a line for each file of a source.
+
+    Args:
+        path: The file to make or replace.
+        sources: `Source.lock` of each source.
+
+    Raises:
+        SaveError: If it can't be written.
+    """
+    blocks = []
+    for source in sources:
+        fields = [f"    {_json(key)}: {_json(source[key])}" for key in source if key != "files"]
+        files = ",\n".join(f"      {_json(file)}" for file in source["files"])
+        fields.append(f'    "files": [\n{files}\n    ]')
+        blocks.append("  {\n" + ",\n".join(fields) + "\n  }")
+    text = f'{{"version": {VERSION}, "sources": [\n' + ",\n".join(blocks) + "\n]}\n"
+    write_atomically(path, text.encode())
+
+
+def read_lock(path: Path) -> list[dict[str, Any]]:
+    """Read a lock file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        `Source.lock` of each source.
+
+    Raises:
+        UsageError: If it is missing, or no lock that this version reads.
+    """
+    lock = read_json(path)
+    if not isinstance(lock, dict) or lock.get("version") != VERSION:
+        raise UsageError(f"{path}: not a lock file of version {VERSION}; make it again")
+    sources = lock.get("sources")
+    if not isinstance(sources, list) or not all(_is_source(source) for source in sources):
+        raise UsageError(f"{path}: damaged lock file; make it again")
+    return sources
+
+
+def require_licences(config: DataConfig) -> None:
+    """Refuse sources whose licence nobody has looked up.
+
+    Args:
+        config: The settings of the data.
+
+    Raises:
+        UsageError: If a source has no licence.
+    """
+    missing = [name for name, source in config.sources.items() if not source.licence]
+    if missing:
+        raise UsageError(
+            f"data.sources.{missing[0]}: no licence; look up what its texts may be used for and "
+            f'write licence = "..."' + (f" (also {', '.join(missing[1:])})" if missing[1:] else "")
+        )
 
 
 def lock_differences(
@@ -34,8 +100,11 @@ def lock_differences(
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key in dict.fromkeys([*old, *new]):
-        if key != "files" and old.get(key) != new.get(key):
-            yield f"{key} was {old.get(key)} and is {new.get(key)}"
+        if key == "files" or old.get(key) == new.get(key):
+            continue
+        if key == "revision" and None in (old.get(key), new.get(key)):
+            continue  # a mirror doesn't know its commit: the files' hashes must speak
+        yield f"{key} was {old.get(key)} and is {new.get(key)}"
     before = {file["name"]: file for file in old["files"]}
     after = {file["name"]: file for file in new["files"]}
     for name in sorted({*before, *after}):
@@ -48,10 +117,25 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 
 
 def _file_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    if sum(old["rows"]) != sum(new["rows"]):
-        return f"had {sum(old['rows'])} rows and has {sum(new['rows'])}"
+    rows, now = sum(old.get("rows", ())), sum(new.get("rows", ()))
+    if rows != now:
+        return f"had {rows} rows and has {now}"
     if old["bytes"] != new["bytes"]:
         return f"had {old['bytes']} bytes and has {new['bytes']}"
-    if old["sha256"] != new["sha256"]:
-        return f"has other bytes: sha256 was {old['sha256'][:12]} and is {new['sha256'][:12]}"
+    if old["hash"] != new["hash"]:
+        return f"has other bytes: its hash was {old['hash'][:24]} and is {new['hash'][:24]}"
     return "has its rows in other groups"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_source(value: Any) -> bool:
+    keys = {"name", "bytes", "hash", "rows", "group_bytes"}
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("files"), list)
+        and all(isinstance(file, dict) and keys <= set(file) for file in value["files"])
+    )

@@ -5,16 +5,16 @@ Flow: each of a lane's `Streams` has `Packer`s, which draw documents one at a ti
 row advances by T. Of the open document the ids are kept but never saved: its place and the
 offset of the next id are enough to make them again.
 
-Shapes: T targets a row.
+Shapes: T targets a row, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from summerlm.data.encoding import Encoder
 from summerlm.data.ledger import Counts
-from summerlm.tokenizer.tokenizer import Tokenizer
 
 Place = tuple[int, int, int]  # where a document stands: epoch, ordinal of its unit, row in that
 
@@ -24,7 +24,8 @@ class Document(NamedTuple):
 
     place: Place
     text: str  # never empty
-    skipped: int  # rows without text that were passed over to reach it
+    dropped: Mapping[str, int]  # rows that were passed over to reach it, by reason
+    changed: Mapping[str, int]  # what rules changed in it, by rule
 
 
 class Packer:
@@ -32,7 +33,8 @@ class Packer:
 
     Args:
         documents: The stream, from the open document on.
-        tokenizer: Encodes a document.
+        encoder: Encodes a document.
+        byte_lengths: Bytes of text that each id stands for, (V,).
         place: Place of the open document; None = the stream is at its start.
         offset: Index of the next row's first input in the open document's ids.
     """
@@ -40,13 +42,14 @@ class Packer:
     def __init__(
         self,
         documents: Iterator[Document],
-        tokenizer: Tokenizer,
+        encoder: Encoder,
+        byte_lengths: np.ndarray,
         place: Place | None = None,
         offset: int = 0,
     ) -> None:
         self.place, self.offset = place, offset
         self._documents = documents
-        self._tokenizer = tokenizer
+        self._encoder, self._byte_lengths = encoder, byte_lengths
         self._ids = np.empty(0, np.int32)  # of the open document; empty until it is drawn
         self._surplus = 0  # UTF-8 bytes of its text beyond those its ids stand for
 
@@ -59,10 +62,10 @@ class Packer:
         Returns:
             The ids, (T + 1,), int32, and what the row's targets account for.
         """
-        self._skipped = 0
+        self._opened = Counts()
         if not self._ids.size:
-            self._open()
-        pieces, missing, text_bytes = [], targets + 1, 0
+            self._open(counted=self.place is not None)
+        pieces, missing, documents, text_bytes = [], targets + 1, 0, 0
         while missing:
             if self.offset == self._ids.size:
                 self._open()
@@ -70,22 +73,20 @@ class Packer:
             piece = self._ids[self.offset : self.offset + missing]
             self.offset += piece.size
             # a piece's first id is no target of this row, or a BOS, which stands for no text
-            text_bytes += int(self._tokenizer.byte_lengths[piece[1:]].sum())
-            if self.offset == self._ids.size and piece.size > 1:
-                text_bytes += self._surplus  # settled where EOS is a target
+            text_bytes += int(self._byte_lengths[piece[1:]].sum())
+            if self.offset == self._ids.size and piece.size > 1:  # its EOS is a target
+                documents += 1
+                text_bytes += self._surplus
             missing -= piece.size
             pieces.append(piece)
         self.offset -= 1  # the last id is the next row's first input
-        ids = np.concatenate(pieces)  # (T + 1,)
-        documents = int((ids[1:] == self._tokenizer.eos).sum())
         assert self.place is not None, "a document is open"
-        return ids, Counts(targets, documents, text_bytes, self._skipped, self.place[0] + 1)
+        counts = self._opened + Counts(targets, documents, text_bytes, self.place[0] + 1)
+        return np.concatenate(pieces), counts  # (T + 1,)
 
-    def _open(self) -> None:
-        self.place, text, skipped = next(self._documents)
-        self._skipped += skipped
-        bos, eos = self._tokenizer.bos, self._tokenizer.eos
-        self._ids = np.array([bos, *self._tokenizer.encode(text), eos], np.int32)
-        assert bos not in self._ids[1:], "text may never encode to a special id"
-        # a tokenizer may put a space before a text
-        self._surplus = len(text.encode()) - int(self._tokenizer.byte_lengths[self._ids].sum())
+    def _open(self, counted: bool = False) -> None:
+        """Draw the next document; one that was counted before a resume isn't counted again."""
+        self.place, text, dropped, changed = next(self._documents)
+        if not counted:
+            self._opened += Counts(dropped=dropped, changed=changed)
+        self._ids, self._surplus = self._encoder(text)

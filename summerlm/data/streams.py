@@ -9,12 +9,13 @@ rows, neighbouring steps of a small batch would otherwise train on the same few 
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
+from summerlm.data.encoding import Encoder
 from summerlm.data.ledger import Counts
 from summerlm.data.packing import Document, Packer, Place
-from summerlm.tokenizer.tokenizer import Tokenizer
 
 Walk = Callable[[Place], Iterator[Document]]  # from a place on, the document there included
 
@@ -24,21 +25,30 @@ class Streams:
 
     Args:
         walk: Gives the documents from a place on.
-        tokenizer: Encodes them.
+        encoder: Encodes them.
+        byte_lengths: Bytes of text that each id stands for, (V,).
         count: Documents that are kept open.
         state: Where to go on, as `state` gave it; empty = at the start.
     """
 
     def __init__(
-        self, walk: Walk, tokenizer: Tokenizer, count: int, state: Sequence[Sequence[int]]
+        self,
+        walk: Walk,
+        encoder: Encoder,
+        byte_lengths: np.ndarray,
+        count: int,
+        state: Sequence[Sequence[int]],
     ) -> None:
         assert len(state) <= count
         self._walk = walk
         epoch, ordinal, row = max((tuple(place[:3]) for place in state), default=(0, 0, -1))
         documents = walk((epoch, ordinal, row + 1))  # drawn by whichever packer needs one
-        unopened = [Packer(documents, tokenizer) for _ in range(count - len(state))]
+        packer = partial(Packer, encoder=encoder, byte_lengths=byte_lengths)
+        unopened = [packer(documents) for _ in range(count - len(state))]
         opened = [
-            Packer(itertools.chain(self._again((e, o, r)), documents), tokenizer, (e, o, r), offset)
+            packer(
+                itertools.chain(self._again((e, o, r)), documents), place=(e, o, r), offset=offset
+            )
             for e, o, r, offset in state
         ]
         self._packers = deque(unopened + opened)  # the next to deal comes first

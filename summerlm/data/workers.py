@@ -41,12 +41,14 @@ class Part:
         sources: Index of the source of each row, (J, n), int64.
         counts: What each source gave.
         states: State of each lane after the step.
+        incidents: What went wrong and was mended on the way.
     """
 
     ids: np.ndarray
     sources: np.ndarray
     counts: list[Counts]
     states: dict[int, dict[str, Any]]
+    incidents: list[dict[str, Any]]
 
 
 class Share(IterableDataset[Part | SummerError]):
@@ -93,7 +95,8 @@ def _deal(lanes: list[Lane], order: DataOrder) -> Part:
             source, ids[j, n], count = lane.next()
             sources[j, n] = source
             counts[source] += count
-    return Part(ids, sources, counts, {lane.number: lane.state() for lane in lanes})
+    incidents = [incident for source in order.sources for incident in source.take_incidents()]
+    return Part(ids, sources, counts, {lane.number: lane.state() for lane in lanes}, incidents)
 
 
 def start(

@@ -10,7 +10,7 @@ from typing import Any
 from summerlm.checkpoint.load import load
 from summerlm.core.hardware import pick_device
 from summerlm.data.config import DataConfig, SourceConfig
-from summerlm.data.sources import open_sources
+from summerlm.data.opening import open_sources
 from summerlm.eval.text import measure
 from summerlm.recipes.watching import EVAL_ROWS
 
@@ -69,4 +69,4 @@ def read_documents(texts: Sequence[str]) -> Iterator[str]:
         sources = {"text": SourceConfig(weight=1, path=text)}
         (source,) = open_sources(DataConfig(sources=sources, held_out_fraction=0), lanes=1)
         for unit in range(len(source.units)):
-            yield from source.read(unit)
+            yield from (row for row in source.read(unit) if isinstance(row, str))

@@ -16,15 +16,14 @@ import torch
 from summerlm.checkpoint.load import check_tokenizer, newest_good
 from summerlm.checkpoint.store import Store
 from summerlm.core.config import dump_toml, read_settings
-from summerlm.core.errors import DataChangedError, NoCheckpointError, UsageError
+from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import pick_device
-from summerlm.data.lock import lock_differences
-from summerlm.data.sources import Source, open_sources
 from summerlm.model.init import build
 from summerlm.model.transformer import Transformer
 from summerlm.optim.build import OptimizerSet, build_optimizer
 from summerlm.parallel.compile import compile_blocks
+from summerlm.recipes.locking import Sources, open_run_data
 from summerlm.recipes.recording import environment
 from summerlm.recipes.settings import Settings, check_changes, derive
 from summerlm.tokenizer.registry import load_tokenizer
@@ -56,7 +55,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype | None
     tokenizer: Tokenizer
-    sources: list[Source]
+    sources: Sources
     model: Transformer
     optimizer: OptimizerSet
     store: Store
@@ -113,11 +112,8 @@ def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None])
             f"model.vocabulary ({settings.model.vocabulary}) must be {tokenizer.vocabulary}, "
             f"the size of tokenizer.name = {settings.tokenizer.name!r}"
         )
-    sources = open_sources(settings.data, settings.data.lanes)
+    sources = open_run_data(settings)
     resumed = folder.settings.exists()
-    lock = [source.lock() for source in sources]
-    if resumed:
-        check_data(folder, lock)
     store = Store(folder.checkpoints, warn)
     store.clear_drafts()
     if resumed:
@@ -132,7 +128,7 @@ def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None])
         check_tokenizer(tokenizer, state, checkpoint)
     if settings.parallel.compile:
         compile_blocks(model.blocks, device)
-    write_identity(settings, folder, tokenizer, lock, device)
+    write_identity(settings, folder, tokenizer, sources, device)
     return Run(
         settings=settings,
         folder=folder,
@@ -172,27 +168,11 @@ def extend(store: Store, old: Settings, new: Settings) -> None:
     store.branch_off(before.stable_steps)
 
 
-def check_data(folder: RunFolder, lock: list[dict[str, Any]]) -> None:
-    """Refuse data that are not those the run began with.
-
-    Args:
-        folder: The run's folder.
-        lock: What the opened data are.
-
-    Raises:
-        DataChangedError: If they differ; the message names the first difference.
-    """
-    path = folder.path / "data.lock.json"
-    if found := lock_differences(read_json(path), lock):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise DataChangedError(f"{path}: the data differ from the run's: {found[0]}{more}")
-
-
 def write_identity(
     settings: Settings,
     folder: RunFolder,
     tokenizer: Tokenizer,
-    lock: list[dict[str, Any]],
+    sources: Sources,
     device: torch.device,
 ) -> None:
     """Write down what the run is made of; the settings last, for they mark a run as begun.
@@ -201,11 +181,11 @@ def write_identity(
         settings: The run's settings.
         folder: Its folder, held.
         tokenizer: Its tokenizer.
-        lock: What its data are.
+        sources: Its data.
         device: Where it trains.
     """
     if not folder.settings.exists():
-        folder.write_json("data.lock.json", lock)
+        lock = [source.lock() for source in sources]
         tokenizer.save(folder.path)
         facts = {
             **environment(device),

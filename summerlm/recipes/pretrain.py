@@ -10,9 +10,10 @@ Flow:
 from rich.console import Console
 
 from summerlm.core.config import dump_toml
+from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.files import RunFolder
 from summerlm.core.record import Recorder
-from summerlm.core.runtime import StopRequest, require_single_process
+from summerlm.core.runtime import InterruptedWaitError, StopRequest, require_single_process
 from summerlm.data.ledger import Ledger
 from summerlm.optim.schedule import rate_factor
 from summerlm.recipes.batches import open_loader
@@ -22,7 +23,7 @@ from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.watching import Watch
 from summerlm.train.guards import SkipGuard
 from summerlm.train.hooks import Hook, every
-from summerlm.train.loop import train
+from summerlm.train.loop import Event, train
 from summerlm.train.saving import Saver
 from summerlm.train.step import Stepper
 
@@ -68,31 +69,19 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
 
     Raises:
         SaveError: If the last state can't be saved.
+        SourceDownError: If a source fails for good; the last step is saved before.
     """
     settings, derived, state = run.settings, derive(run.settings), run.state or {}
     guard = SkipGuard(settings.train.max_skipped_steps, state.get("guard"))
     ledger = Ledger([source.name for source in run.sources], state.get("ledger"))
-    saver = Saver(
-        run.store,
-        run.model,
-        run.optimizer,
-        guard,
-        ledger,
-        files={
-            "config.toml": dump_toml(settings).encode(),
-            "tokenizer.json": (run.folder.path / "tokenizer.json").read_bytes(),
-        },
-        tokenizer=run.tokenizer.fingerprint,
-        keep_last=settings.checkpoint.keep_last,
-        keep_step=derived.stable_steps,
-        warn=lambda line: recorder.write("incident", line=f"warning: {line}", reason=line),
-    )
+    saver = make_saver(run, recorder, guard, ledger)
     watch = Watch(
         run.model, run.tokenizer, settings, run.sources, dtype=run.dtype, recorder=recorder
     )
     last = derived.steps
     hooks: list[Hook] = [
         lambda event: ledger.add(event.data.source_counts),
+        lambda event: record_incidents(recorder, event),
         Record(recorder, settings, run.device, seconds_spent(run.folder)),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
@@ -101,6 +90,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     ]
     data_state = state.get("data")
     loader = open_loader(settings, run.sources, run.tokenizer, data_state)
+    event = None
     try:
         for event in train(
             make_stepper(run),
@@ -111,6 +101,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
             last_step=last,
             sources=[source.name for source in run.sources],
             device=run.device,
+            stop=stop,
         ):
             for hook in hooks:
                 hook(event)
@@ -119,10 +110,59 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
                 line = f"{stop.received.name}: saved after step {event.step}, leaving"
                 recorder.write("stop", line=line, step=event.step)
                 break
+    except InterruptedWaitError:
+        recorder.write("stop", line="stopped before a step was made")
+    except (DataChangedError, SourceDownError, UsageError) as error:
+        recorder.write("incident", line=f"warning: {error}", reason=str(error))
+        if event is not None:
+            saver.save(event)
+            run.folder.write_json("ledger.json", ledger.report())
+        raise
     finally:
         loader.close()
     run.folder.write_json("ledger.json", ledger.report())
-    return event.step == last
+    return event is not None and event.step == last
+
+
+def make_saver(run: Run, recorder: Recorder, guard: SkipGuard, ledger: Ledger) -> Saver:
+    """Make what saves a run.
+
+    Args:
+        run: The run.
+        recorder: Told of saves that fail.
+        guard: Saved with the run.
+        ledger: Saved with the run.
+
+    Returns:
+        The saver.
+    """
+    return Saver(
+        run.store,
+        run.model,
+        run.optimizer,
+        guard,
+        ledger,
+        files={
+            "config.toml": dump_toml(run.settings).encode(),
+            "tokenizer.json": (run.folder.path / "tokenizer.json").read_bytes(),
+        },
+        tokenizer=run.tokenizer.fingerprint,
+        keep_last=run.settings.checkpoint.keep_last,
+        keep_step=derive(run.settings).stable_steps,
+        warn=lambda line: recorder.write("incident", line=f"warning: {line}", reason=line),
+    )
+
+
+def record_incidents(recorder: Recorder, event: Event) -> None:
+    """Record what the data met and mended while a step's batch was made.
+
+    Args:
+        recorder: Where it goes.
+        event: The step.
+    """
+    for incident in event.data.incidents:
+        line = f"warning: {incident['reason']}"
+        recorder.write("incident", line=line, step=event.step, **incident)
 
 
 def make_stepper(run: Run) -> Stepper:

@@ -81,12 +81,14 @@ class Definition:
     Attributes:
         token_bytes: Bytes of text of each id; none for a special id.
         specials: Id of each special token.
+        pattern: Regular expression of the byte pipeline; None for the space pipeline.
         space_in_front: Whether a text's first id carries a space that the text doesn't have.
         fingerprint: SHA-256 in hexadecimal of all that decides ids.
     """
 
     token_bytes: tuple[bytes, ...]
     specials: dict[str, int]
+    pattern: str | None
     space_in_front: bool
     fingerprint: str
 
@@ -131,6 +133,7 @@ def read_definition(backend: Backend) -> Definition:
             b"" if token in specials else _bytes_of(token, pattern is None) for token in tokens
         ),
         specials=specials,
+        pattern=pattern,
         space_in_front=pattern is None,
         fingerprint=hashlib.sha256(decisive.encode()).hexdigest(),
     )

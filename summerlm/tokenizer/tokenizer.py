@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from summerlm.core.errors import UsageError
 from summerlm.core.files import write_atomically
+from summerlm.tokenizer.parts import cut_at_matches, cut_at_spaces
 from summerlm.tokenizer.pipeline import BOS, EOS, read_definition
 
 FILE_NAME = "tokenizer.json"
@@ -80,6 +82,7 @@ class Tokenizer:
         self._backend = backend
         self._token_bytes = dict(enumerate(definition.token_bytes))  # a dict: has no id -1
         self.space_in_front = definition.space_in_front
+        self._pattern = definition.pattern
         self.vocabulary = len(definition.token_bytes)
         self.specials = definition.specials
         self.bos = self.specials[BOS]
@@ -105,6 +108,27 @@ class Tokenizer:
             LoneSurrogateError: If the text has no UTF-8 form.
         """
         return self.encode_batch([text])[0]
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Turn a text of any length into ids, in memory that grows little beyond them.
+
+        A long text is encoded in parts, cut where no merge can cross; the ids are the same.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            What `encode` gives, (n,), int32.
+
+        Raises:
+            LoneSurrogateError: If the text has no UTF-8 form.
+        """
+        if self._pattern is None:
+            cut = cut_at_spaces(text, self._token_bytes.values())
+        else:
+            cut = cut_at_matches(text, self._pattern)
+        parts = [np.array(self.encode(part), np.int32) for part in cut]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Turn texts into ids, several at a time where there are several cores.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from summerlm.core.errors import SummerError
+from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.data.batch import Batch
 from summerlm.data.loader import Loader, Step
 from summerlm.train.guards import SkipGuard
@@ -53,6 +55,7 @@ def train(
     last_step: int,
     sources: list[str],
     device: torch.device,
+    stop: StopRequest,
 ) -> Iterator[Event]:
     """Run steps until the last one; the caller may stop between two.
 
@@ -68,23 +71,30 @@ def train(
         last_step: Number of the run's last step.
         sources: Names of the sources, in the batches' order.
         device: Where the model is.
+        stop: Ends a wait for data, however long it would be.
 
     Yields:
         Each step, when it is complete.
 
     Raises:
         DivergedError: If too many steps in a row were not finite.
+        SummerError: What the loader met, after the last step for which there were data.
+        InterruptedWaitError: If a request to stop came while no step's data were ready.
     """
     tokens = start_tokens
     batches = iter(loader)
-    item, batch, wait = _fetch(batches, device)
+    item, batch, wait = _fetch(batches, device, stop)
     while True:
         tokens += batch.targets.numel()
         rate = rate_at(tokens)
         result = stepper(batch, item.number, rate)
         done, waited = item, wait
+        error: SummerError | InterruptedWaitError | None = None
         if done.number < last_step:
-            item, batch, wait = _fetch(batches, device)
+            try:
+                item, batch, wait = _fetch(batches, device, stop)
+            except (SummerError, InterruptedWaitError) as failure:
+                error = failure  # the step that is done comes first, so that it can be saved
         loss, norm, ok = torch.stack((result.loss, result.grad_norm, result.ok.float())).tolist()
         nats, counts = result.source_nats.tolist(), result.source_targets.tolist()
         guard.see(bool(ok))
@@ -100,11 +110,16 @@ def train(
             data=done,
         )
         guard.check(done.number)
+        if error is not None:
+            raise error
         if done.number >= last_step:
             return
 
 
-def _fetch(batches: Iterator[Step], device: torch.device) -> tuple[Step, Batch, float]:
+def _fetch(
+    batches: Iterator[Step], device: torch.device, stop: StopRequest
+) -> tuple[Step, Batch, float]:
     start = time.monotonic()
-    item = next(batches)
+    with stop.interrupting():
+        item = next(batches)
     return item, item.batch.to(device), time.monotonic() - start

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from summerlm.data.lanes import DataOrder
 from summerlm.data.loader import Loader
 from summerlm.data.mixture import Mixture
 from summerlm.data.permutation import Permutation
+from summerlm.data.rules.pipeline import Cleaned
+from summerlm.data.shards.rows import EMPTY, Dropped
 
 BOS, EOS, SPACE, FIRST = 1, 2, 3, 4
 READING = threading.Lock()  # like those of a library that reads
@@ -37,6 +40,20 @@ class ByteTokenizer:
         self.encoded += 1
         return [SPACE] * self.space + [FIRST + byte for byte in text.encode()]
 
+    def encode_array(self, text):
+        return np.array(self.encode(text), np.int32)
+
+
+def clean(text):
+    """Drop shouting and hide a name: rules enough for the tests of the order."""
+    if not text:
+        return Cleaned(EMPTY, {})
+    if text.isupper():
+        return Cleaned(Dropped("shouting"), {})
+    return Cleaned(
+        text.replace("Ann", "###"), {"names": text.count("Ann")} if "Ann" in text else {}
+    )
+
 
 @dataclass
 class MemorySource:
@@ -46,6 +63,7 @@ class MemorySource:
     data: list
     files: str = "pinned"
     broken: dict = field(default_factory=dict)  # unit -> "down" | "rows" | "stall" | "bug"
+    chat: bool = False
 
     @cached_property
     def units(self):
@@ -60,7 +78,14 @@ class MemorySource:
             time.sleep(100)
         if fault == "bug":
             raise ZeroDivisionError("a bug of ours")
-        return self.data[unit][: -1 if fault == "rows" else None]
+        texts = self.data[unit][: -1 if fault == "rows" else None]
+        return [text or EMPTY for text in texts]
+
+    def clean(self, text):
+        return clean(text)
+
+    def take_incidents(self):
+        return []
 
     def lock(self):
         return {"name": self.name, "files": self.files}
@@ -73,7 +98,8 @@ def make_source(name, units, *, empty=7, longest=9):
         dice = random.Random(f"{name}{unit}.{row}")
         if dice.randrange(empty) == 0:
             return ""
-        return f"{name}{unit}.{row}é|" * dice.randrange(1, longest)
+        text = f"{name}{unit}.{row}é|" * dice.randrange(1, longest)
+        return {1: text.upper(), 2: text + "Ann"}.get(dice.randrange(6), text)
 
     return MemorySource(name, [[text(u, r) for r in range(n)] for u, n in enumerate(units)])
 
@@ -131,14 +157,23 @@ def reference_reading(source, lane, order, epochs):
 
 
 def reference_documents(source, lane, order, epochs):
-    """The texts of a lane's first epochs in order."""
-    return [text for _, text in reference_reading(source, lane, order, epochs) if text]
+    """The texts of a lane's first epochs in order, as the source's rules leave them."""
+    cleaned = (clean(text).text for _, text in reference_reading(source, lane, order, epochs))
+    return [text for text in cleaned if not isinstance(text, Dropped)]
 
 
-def reference_skipped(source, lane, order, place):
-    """How many rows without text a lane passes over before a place."""
+def reference_dropped(source, lane, order, place):
+    """Why and how often a lane passes over rows before a place."""
     rows = reference_reading(source, lane, order, place[0] + 1)
-    return sum(not text for where, text in rows if where < tuple(place[:3]))
+    cleaned = (clean(text).text for where, text in rows if where < tuple(place[:3]))
+    return Counter(text.reason for text in cleaned if isinstance(text, Dropped))
+
+
+def reference_changed(source, lane, order, place):
+    """What rules change in a lane's documents up to a place."""
+    rows = reference_reading(source, lane, order, place[0] + 1)
+    read = (clean(text) for where, text in rows if where <= tuple(place[:3]))
+    return sum(cleaned.changes.get("names", 0) for cleaned in read)
 
 
 def reference_rows(lane, order, count):

@@ -26,7 +26,7 @@ from summerlm.data.batch import batch_sha
 from summerlm.data.config import DataConfig
 from summerlm.data.ledger import Ledger
 from summerlm.data.loader import hash_steps, merge_states
-from summerlm.data.sources import open_sources
+from summerlm.data.opening import open_sources
 from summerlm.tokenizer.mistral import mistral_v3
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -1,11 +1,16 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from summerlm.data.lock import lock_differences
+from summerlm.core.config import validate
+from summerlm.core.errors import UsageError
+from summerlm.data.config import DataConfig
+from summerlm.data.lock import lock_differences, read_lock, require_licences, write_lock
 
-FILE = {"name": "a.parquet", "bytes": 10, "sha256": "1" * 64, "rows": [3, 2]}
+FILE = {"name": "a.parquet", "bytes": 10, "hash": "sha256:" + "1" * 64, "rows": [3, 2]}
+FILE["group_bytes"] = [30, 20]
 BOOKS = {"name": "books", "revision": "main", "licence": "CC0", "held_out": 0.01, "files": [FILE]}
 CODE = {**BOOKS, "name": "code"}
 
@@ -37,11 +42,9 @@ def test_equal_locks_also_after_json() -> None:
         ),
         (changed("files/0/bytes", 11), "source code: file a.parquet had 10 bytes and has 11"),
         (
-            changed("files/0/sha256", "2" * 64),
-            "source code: file a.parquet has other bytes: sha256 was "
-            + "1" * 12
-            + " and is "
-            + "2" * 12,
+            changed("files/0/hash", "sha256:" + "2" * 64),
+            "source code: file a.parquet has other bytes: its hash was "
+            f"sha256:{'1' * 17} and is sha256:{'2' * 17}",
         ),
         ([BOOKS], "source code: is gone"),
         ([BOOKS, CODE, {**BOOKS, "name": "talk"}], "source talk: is new"),
@@ -58,3 +61,35 @@ def test_files_come_and_go() -> None:
         "source code: file a.parquet is gone",
         "source code: file b.parquet is new",
     ]
+
+
+def test_an_unknown_commit_is_no_difference() -> None:
+    assert lock_differences([{**BOOKS, "revision": None}], [BOOKS]) == []
+    assert lock_differences([BOOKS], [{**BOOKS, "revision": None}]) == []
+
+
+def test_a_lock_file_holds_what_was_written_a_line_a_file(tmp_path: Path) -> None:
+    many = {**BOOKS, "licence": 'ü "x"', "files": [FILE, {**FILE, "name": "b.parquet"}]}
+    path = tmp_path / "new" / "data.lock.json"
+    write_lock(path, [many, CODE])
+    assert read_lock(path) == [many, CODE]
+    assert sum('"hash"' in line for line in path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"version": 2, "sources": []}', '{"version": 1, "sources": [{}]}', "{"]
+)
+def test_what_is_no_lock_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.lock.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"data\.lock\.json"):
+        read_lock(path)
+
+
+def test_a_source_without_licence_is_refused() -> None:
+    known = {"path": "a", "weight": 1, "licence": "CC0-1.0"}
+    unknown = {"path": "b", "weight": 1}
+    require_licences(validate(DataConfig, {"sources": {"a": known}}, "test"))
+    config = validate(DataConfig, {"sources": {"a": known, "b": unknown, "c": unknown}}, "test")
+    with pytest.raises(UsageError, match=r"sources\.b: no licence.*also c"):
+        require_licences(config)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -12,12 +13,15 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from summerlm.core.config import validate
-from summerlm.core.errors import SourceDownError, SummerError, UsageError
-from summerlm.data import sources
+from summerlm.core.errors import SummerError, UsageError
 from summerlm.data.config import DataConfig
 from summerlm.data.heldout import HeldOutRows
 from summerlm.data.lock import lock_differences
-from summerlm.data.sources import UNIT_BYTES, UNITS_PER_LANE, Source, open_sources
+from summerlm.data.opening import open_sources
+from summerlm.data.shards.rows import EMPTY, NULL, Dropped
+from summerlm.data.shards.stdlib import standard_library
+from summerlm.data.sources import Source
+from summerlm.data.units import UNIT_BYTES, UNITS_PER_LANE
 
 REPOSITORY = Path(__file__).parents[2]
 HUB = Path(os.environ.get("SUMMERLM_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "hub"
@@ -48,7 +52,7 @@ def write_parquet(path: Path, rows: list[str | None], group: int) -> None:
 def training(source: Source) -> list[str]:
     texts = [source.read(unit) for unit in range(len(source.units))]
     assert [len(unit) for unit in texts] == list(source.units)
-    return [text for unit in texts for text in unit]
+    return ["" if isinstance(row, Dropped) else row for unit in texts for row in unit]
 
 
 FILES = st.lists(
@@ -85,7 +89,6 @@ def test_every_row_is_trained_on_or_held_out(
     source = open_one(lanes, fraction, path=str(folder))
     assert training(source) == train
     assert list(source.held_out()) == list(filter(None, held))
-    assert sum(source.faults.values()) == train.count("") + held.count("")
     assert min(source.units) >= 1
     assert len(source.units) >= min(len(train), UNITS_PER_LANE * lanes)
 
@@ -152,24 +155,33 @@ def test_the_lock_says_what_was_opened(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     write_parquet(path, ["one", "two", "three"], 2)
     table = {"hub": "owner/name", "revision": "abc", "licence": "CC0", "column": "text"}
+    table |= {"rules": ["emails"], "max_characters": 9}
     config = settings(0.25, s=table).model_copy(update={"mirror": tmp_path})
     lock = open_sources(config, 1)[0].lock()
     (file,) = lock.pop("files")
     assert lock == {
         "name": "s",
         "origin": "owner/name",
-        "revision": "abc",
+        "revision": None,  # a mirror doesn't know
         "licence": "CC0",
+        "terms": None,
         "column": "text",
         "conversations": None,
+        "template": "original",
+        "where": [],
+        "characters": [None, 9],
+        "rules": ["emails"],
+        "evaluation_sets": None,
+        "duplicates": None,
+        "on_damage": "stop",
         "held_out": 0.25,
     }
-    digest = sources.open_parquet("a", path, sources.Column("text", False)).sha256
     assert file == {
         "name": "data/a.parquet",
         "bytes": path.stat().st_size,
-        "sha256": digest,
+        "hash": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
         "rows": [2, 1],
+        "group_bytes": file["group_bytes"],
     }
     write_parquet(path, ["one", "two"], 2)
     assert lock_differences([{**lock, "files": [file]}], [open_sources(config, 1)[0].lock()]) == [
@@ -177,29 +189,25 @@ def test_the_lock_says_what_was_opened(tmp_path: Path) -> None:
     ]
 
 
-def test_faults_are_counted_once_however_often_a_unit_is_read(tmp_path: Path) -> None:
+def test_a_row_without_text_says_why_also_in_a_copy(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["one", None, " ", None, "two"] * 4, 5)
     source = open_one(path=str(tmp_path))
-    assert not source.faults  # only what was read counts, and opening is no reading
-    for unit in (0, 1, 0, 0):
-        assert source.read(unit) == ["one", "", "", "", "two"]
-    assert source.faults == {"null or missing": 4, "empty or white space only": 2}
-    copy = pickle.loads(pickle.dumps(source))
-    assert training(copy) == ["one", "", "", "", "two"] * 4
-    assert copy.faults == {"null or missing": 8, "empty or white space only": 4}
+    for opened in (source, pickle.loads(pickle.dumps(source))):
+        for unit in (0, 1, 0):
+            assert opened.read(unit) == ["one", NULL, EMPTY, NULL, "two"]
 
 
 def test_a_file_that_vanishes(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["one"] * 4, 4)
     source = open_one(path=str(tmp_path))
     (tmp_path / "a.parquet").unlink()
-    with pytest.raises(SourceDownError, match=r"a\.parquet"):
+    with pytest.raises(SummerError, match=r"a\.parquet"):
         source.read(0)
 
 
 def test_the_standard_library() -> None:
     source = open_one(24, 0.5, python_stdlib=True)  # its split is its own
-    split = sources.standard_library()
+    split = standard_library()
     assert len(training(source)) == len(split.train)
     assert list(source.held_out()) == [path.read_bytes().decode() for path in split.held_out]
     held_out = source.lock()["held_out"]
@@ -214,7 +222,6 @@ BAD = {
     "mixed": ({"path": "mixed"}, "mixes parquet (a.parquet), text (b.txt); choose"),
     "packed": ({"path": "packed/*"}, "a.txt.zst: can't be read in this form; unpack it"),
     "column of a text": ({"path": "two.txt", "column": "text"}, "two.txt is read whole"),
-    "hub": ({"hub": "owner/name"}, "reading owner/name from the hub itself comes"),
     "missing column": ({"path": "nulls.parquet", "column": "txt"}, "no column 'txt'; its"),
     "not UTF-8": ({"path": "latin"}, "no training row has a text (2 not UTF-8)"),
 }

@@ -147,7 +147,7 @@ def test_one_s_own_files_take_the_place_of_the_mixture(command, tmp_path):
     removed = "".join(f'{name} = "none"\n' for name in names)
     own.write_text(
         f'extends = "{ROOT}/configs/15m.toml"\n[data.sources]\n{removed}'
-        '[data.sources.mine]\npath = "mine/*.txt"\nweight = 1\n'
+        '[data.sources.mine]\npath = "mine/*.txt"\nweight = 1\nlicence = "mine"\n'
     )
     assert list(read_settings(Settings, own).data.sources) == ["mine"]
 

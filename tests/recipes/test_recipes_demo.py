@@ -55,6 +55,6 @@ def test_the_demo_measures_what_it_trained(tmp_path):
 
 
 def _sources(settings):
-    from summerlm.data.sources import open_sources
+    from summerlm.data.opening import open_sources
 
     return open_sources(settings.data, settings.data.lanes)

@@ -71,12 +71,23 @@ class Rules:
         reason = next(self.failing(text), None)
         if reason is not None:
             return Cleaned(Dropped(reason), {})
+        return Cleaned(*self.scrub(text))
+
+    def scrub(self, text: str) -> tuple[str, dict[str, int]]:
+        """Apply the rules that change a text, and no other.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The text, changed or not, and how often each rule acted.
+        """
         changes = {}
         for name in self._scrubbers:
             text, count = SCRUBBERS[name](text)
             if count:
                 changes[name] = count
-        return Cleaned(text, changes)
+        return text, changes
 
     def failing(self, text: str) -> Iterator[str]:
         """Find all rules that would drop a text, for a report.

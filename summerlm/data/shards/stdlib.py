@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from summerlm.core.errors import UsageError
+from summerlm.data.shards.hashes import remembered_hashes
+from summerlm.data.shards.transfer import File
 
 SHARED_RUN = 200  # characters in a row that count as the same text in two files
 HELD_OUT_FRACTION = 0.06
@@ -71,6 +73,20 @@ def standard_library() -> Split:
             "of its library; use another Python"
         )
     return Split([root / name for name in train], [root / name for name in held_out])
+
+
+def library_files() -> tuple[list[File], frozenset[str]]:
+    """List the files of `standard_library` as those of a source.
+
+    Returns:
+        All files by name, and the names of the held-out ones.
+    """
+    root, split = library_folder(), standard_library()
+    paths = sorted([*split.train, *split.held_out])
+    names = [path.relative_to(root).as_posix() for path in paths]
+    known = remembered_hashes(root, [(name, "sha256") for name in names])
+    files = [File(n, str(p), *known[n]) for n, p in zip(names, paths, strict=True)]
+    return files, frozenset(path.relative_to(root).as_posix() for path in split.held_out)
 
 
 def shared_run(train_texts: Iterable[str], text: str, length: int = SHARED_RUN) -> str | None:

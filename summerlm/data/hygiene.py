@@ -1,0 +1,160 @@
+"""What the rules of sources need beyond a text: evaluation sets, and rows that stand elsewhere too.
+
+Flow: `sources` asks for the `Evaluation` sets that the rule `contamination` compares with, and for
+the `DropLists` of the rules on duplicates. Those are found in one pass over all rows of the
+sources that ask for it, in their order, held-out rows first, so that no text of a held-out row is
+trained on; they are kept in the cache folder by what they were found in.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from summerlm.core.errors import DataChangedError, UsageError
+from summerlm.core.files import write_atomically
+from summerlm.core.progress import Progress
+from summerlm.data.config import DataConfig, SourceConfig
+from summerlm.data.rules.contamination import ContaminationIndex, evaluation_texts
+from summerlm.data.rules.droplists import DropLists
+from summerlm.data.rules.duplicates import Document, find_duplicates
+from summerlm.data.shards.cache import cached, making
+from summerlm.data.shards.files import find_files
+from summerlm.data.shards.rows import Row
+from summerlm.data.shards.transfer import Transfer
+
+EXACT, NEAR = "exact-duplicates", "near-duplicates"
+_HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation sets of a run.
+
+    Args:
+        index: Finds their runs of words.
+        files: Name and hash of each of their files, for the lock.
+    """
+
+    index: ContaminationIndex
+    files: list[str]
+
+
+def open_evaluation(config: DataConfig, transfer: Transfer) -> Evaluation:
+    """Read the evaluation sets.
+
+    Args:
+        config: The settings of the data.
+        transfer: Reads files.
+
+    Returns:
+        The evaluation sets.
+
+    Raises:
+        UsageError: If none is set, or one can't be found or read.
+        SourceDownError: If one can't be fetched.
+    """
+    if not config.evaluation_sets:
+        raise UsageError(
+            "the rule contamination compares with data.evaluation_sets, and none is set"
+        )
+    files: list[str] = []
+
+    def items() -> Iterator[tuple[str, Sequence[str]]]:
+        for name in config.evaluation_sets:
+            listing = find_files(f"evaluation set {name}", _origin(name), config.mirror, transfer)
+            for file in listing.files:
+                files.append(f"{name} {file.name} {file.hash}")
+                for texts in evaluation_texts(transfer.fetch(file)):
+                    yield name, texts
+
+    index = ContaminationIndex(items())
+    return Evaluation(index, files)
+
+
+def _origin(name: str) -> SourceConfig:
+    """Read `hub:owner/name[/glob]`, or a path or glob."""
+    if not name.startswith(_HUB):
+        return SourceConfig(weight=1, path=name)
+    owner, _, rest = name.removeprefix(_HUB).partition("/")
+    repository, _, files = rest.partition("/")
+    if not owner or not repository:
+        raise UsageError(
+            f"data.evaluation_sets: {name!r}: write hub:owner/name or hub:owner/name/*"
+        )
+    return SourceConfig(weight=1, hub=f"{owner}/{repository}", files=files or None)
+
+
+class Placed(NamedTuple):
+    """A row and its place.
+
+    Args:
+        position: Number of the row, counted over all files of its source.
+        row: The row.
+    """
+
+    position: int
+    row: Row
+
+
+class Screened(Protocol):
+    """What is needed of a source whose duplicates are to be found."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def rules(self) -> Sequence[str]:
+        """Names of its rules."""
+
+    def rows(self, *, held_out: bool) -> Iterator[Placed]:
+        """Read the held-out rows, or all others, in order."""
+
+    def lock(self) -> Mapping[str, Any]:
+        """Say which data these are."""
+
+
+def drop_lists(sources: Sequence[Screened], progress: Progress) -> DropLists | None:
+    """Find the rows that stand in their source, or in one before, already.
+
+    Args:
+        sources: The sources of a run, in order; those without a rule on duplicates are not read.
+        progress: Called while it lasts.
+
+    Returns:
+        The rows to drop; None if no source has such a rule.
+
+    Raises:
+        SourceDownError: If a file can't be read.
+        SaveError: If the cache folder has no room.
+    """
+    asking = [source for source in sources if {EXACT, NEAR} & set(source.rules)]
+    if not asking:
+        return None
+    path = cached("duplicates", *(source.lock() for source in asking)).with_suffix(".npz")
+    seal = path.with_suffix(".sha256")
+    with making(path):
+        if seal.exists():
+            with suppress(DataChangedError):  # a damaged copy is made again
+                return DropLists.load(path, seal.read_text())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lists = find_duplicates(_documents(asking, progress), path.parent, progress)
+        lists.save(path)
+        write_atomically(seal, lists.sha256.encode())
+    return lists
+
+
+def _documents(sources: Sequence[Screened], progress: Progress) -> Iterator[Document]:
+    """Read all texts in the pinned order, the held-out ones first."""
+    total = sum(sum(file["rows"]) for source in sources for file in source.lock()["files"])
+    done = 0
+    for held_out in (True, False):
+        for source in sources:
+            near = NEAR in source.rules
+            for position, row in source.rows(held_out=held_out):
+                done += 1
+                if done % 1000 == 0:
+                    progress("reading all texts for duplicates", done, total)
+                if isinstance(row, str):
+                    yield Document(source.name, position, row, near)
