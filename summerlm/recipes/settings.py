@@ -186,4 +186,5 @@ def _may_change(key: str) -> bool:
     if key == "run.seed":
         return False
     sections = ("run.", "parallel.", "checkpoint.")
-    return key.startswith(sections) or key in ("data.mirror", "data.workers", "data.prefetch_steps")
+    how = ("mirror", "tokens", "workers", "prefetch_steps", "stall_timeout_s", "deadline_s")
+    return key.startswith(sections) or key in {f"data.{name}" for name in how}

@@ -3,7 +3,7 @@
 Flow: `pretrain` makes one `Watch`; its methods are hooks, its results go to the recorder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,9 +11,11 @@ import torch
 from summerlm.core.errors import UsageError
 from summerlm.core.record import Recorder
 from summerlm.data.sources import Source
+from summerlm.data.tokens.reading import TokenSource
 from summerlm.eval.text import TextScore, measure
 from summerlm.generate.engine import LanguageModel
 from summerlm.model.transformer import Transformer
+from summerlm.recipes.locking import Sources
 from summerlm.recipes.settings import SamplesConfig, Settings
 from summerlm.tokenizer.tokenizer import Tokenizer
 from summerlm.train.loop import Event
@@ -41,7 +43,7 @@ class Watch:
         model: Transformer,
         tokenizer: Tokenizer,
         settings: Settings,
-        sources: Sequence[Source],
+        sources: Sources,
         *,
         dtype: torch.dtype | None,
         recorder: Recorder,
@@ -110,7 +112,12 @@ class Watch:
         )
 
 
-def take_text(source: Source, characters: int) -> Iterator[str]:
+def longest_text(characters: int) -> int:
+    """Tell how much is taken of one text, so that several fit into so many characters."""
+    return max(1, characters // 8)
+
+
+def take_text(source: Source | TokenSource, characters: int) -> Iterator[str]:
     """Take the first held-out texts of a source, each cut so that several fit.
 
     Args:
@@ -120,7 +127,7 @@ def take_text(source: Source, characters: int) -> Iterator[str]:
     Yields:
         Texts in the source's pinned order.
     """
-    longest = max(1, characters // 8)
+    longest = longest_text(characters)
     for text in source.held_out() if characters else ():
         yield text[: min(longest, characters)]
         characters -= min(longest, len(text))

@@ -1,0 +1,1 @@
+"""The steps of a run, dealt once and kept: written, read and checked."""
