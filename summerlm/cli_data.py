@@ -102,6 +102,25 @@ def data_hash(
         print(number, sha, flush=True)
 
 
+@data.command(name="tokenize")
+def data_tokenize(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="Folder for the steps; one that was begun is filled.")],
+    overrides: Overrides = None,
+    steps: Annotated[
+        int | None, typer.Option(help="How many steps; default the run's budget.", min=1)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; default data.workers.", min=0)
+    ] = None,
+) -> None:
+    """Deal the run's steps once, into checked files that data.tokens trains from."""
+    from summerlm.recipes.tokenizing import tokenize
+
+    settings = _settings(config, overrides)
+    raise typer.Exit(tokenize(settings, out, steps, workers, Console()))
+
+
 def _settings(config: Path, overrides: list[str] | None) -> "Settings":
     from summerlm.core.config import read_settings
     from summerlm.recipes.settings import Settings

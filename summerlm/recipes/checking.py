@@ -30,7 +30,7 @@ from summerlm.tokenizer.tokenizer import Tokenizer
 MANY_EPOCHS = 4  # from here on repeated text teaches less and less (arXiv:2305.16264)
 LONG_TOKENS = 1_000_000  # of a document
 FEW_BYTES = 2.0  # a token, where the tokenizer was hardly made for such text
-FEW_ROWS = 4  # a lane
+FEW_ROWS = 16  # a lane
 LITTLE_TEXT = 0.5  # of the rows
 
 
@@ -174,7 +174,7 @@ class SourceCheck:
             warn(f"only {len(found.tokens)} of {found.rows} rows drawn give a text")
         lanes = self._settings.data.lanes
         if facts["rows"] < FEW_ROWS * lanes:
-            warn(f"{facts['rows']} rows for {lanes} lanes: some lanes read it much more often")
+            warn(f"{facts['rows']} rows for {lanes} lanes: their epochs end at different times")
         if asked := [rule for rule in source.rules if rule in OF_THE_WHOLE]:
             warn(f"{' and '.join(asked)} not applied here: tokens and epochs are before them")
 

@@ -1,6 +1,6 @@
 """What the data commands found, laid out for people.
 
-Flow: `cli_data` prints what `checking` and `hygiene` return. Tables have at most 100 columns.
+Flow: `cli_data` prints what `checking` and `judging` return. Tables have at most 100 columns.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """Rows drawn from all over a source, and what they say about the whole of it.
 
-Flow: `checking`, `forecast` and `hygiene` draw with `draw`; `probe` measures what was drawn and
+Flow: `checking`, `forecast` and `judging` draw with `draw`; `probe` measures what was drawn and
 estimates the source's tokens from it. Units are drawn in keyed order and rows within a unit too,
 so that a sample is spread over all files, never their head, and is the same at every call.
 

@@ -20,7 +20,7 @@ from summerlm.core.progress import progress_bar
 from summerlm.data.batch import IGNORE
 from summerlm.data.loader import Step
 from summerlm.recipes.batches import open_loader
-from summerlm.recipes.locking import open_data
+from summerlm.recipes.locking import open_run_data
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def show_rows(
 
 def _make_step(settings: Settings, number: int, tokenizer: Tokenizer) -> Step:
     """Make a step by the run's loader, in this process."""
-    sources = open_data(settings, write=False)
+    sources = open_run_data(settings, write=False)
     loader = open_loader(settings, sources, tokenizer, None, workers=0)
     try:
         with progress_bar() as progress:
