@@ -13,7 +13,7 @@ import torch
 from summerlm.core.errors import SummerError
 from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.data.batch import Batch
-from summerlm.data.loader import Loader, Step
+from summerlm.data.loader import Step, Steps
 from summerlm.train.guards import SkipGuard
 from summerlm.train.step import Stepper
 
@@ -47,7 +47,7 @@ class Event:
 
 def train(
     stepper: Stepper,
-    loader: Loader,
+    loader: Steps,
     rate_at: Callable[[int], float],
     guard: SkipGuard,
     *,
