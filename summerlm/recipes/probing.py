@@ -6,7 +6,9 @@ so that a sample is spread over all files, never their head, and is the same at 
 
 The estimate rests on what is known of all units, the bytes that their text takes in the files:
 
-    tokens = bytes of all units * (text / bytes) of the units read * (tokens / text) of the rows
+    ids of texts = bytes of all units * (text / bytes) of the units read * (ids / text) of the rows
+
+and BOS and EOS of each document, in as many rows as give one.
 """
 
 from collections import Counter
@@ -26,6 +28,7 @@ from summerlm.tokenizer.tokenizer import Tokenizer
 
 UNITS = 16  # units that a sample is spread over, at least, where a source has them
 LINE = 80  # characters of an example
+BORDERS = 2  # BOS and EOS
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,10 @@ def probe(
     encoder = Encoder(tokenizer, source.chat)
     all_bytes = unit_bytes(source)
     found = Probe()
-    known_bytes = text_bytes = raw_bytes = 0  # in files and as text of units read; of rows drawn
+    known_bytes, text_bytes = 0.0, 0  # of the units read: in their files, and as text
+    raw_bytes = 0  # of the rows drawn, before rules
     for drawn in draw(source, count, progress):
-        known_bytes += int(all_bytes[drawn.unit])
+        known_bytes += float(all_bytes[drawn.unit])
         text_bytes += drawn.text_bytes
         for row in drawn.rows:
             found.rows += 1
@@ -148,8 +152,9 @@ def probe(
             found.bytes.append(_text_bytes(text))
     if raw_bytes and known_bytes:
         whole = float(all_bytes.sum()) * text_bytes / known_bytes
-        found.source_tokens = whole * sum(found.tokens) / raw_bytes
         found.source_documents = sum(source.units) * len(found.tokens) / found.rows
+        inside = sum(found.tokens) - BORDERS * len(found.tokens)
+        found.source_tokens = whole * inside / raw_bytes + BORDERS * found.source_documents
     return found
 
 
@@ -194,7 +199,7 @@ def _count_tokens(encoder: Encoder, text: str, prefix: int | None) -> float:
     """Count a text's ids, BOS and EOS included; beyond a prefix in proportion to its characters."""
     if prefix is None or len(text) <= prefix:
         return float(encoder(text).ids.size)
-    return encoder(text[:prefix]).ids.size * len(text) / prefix
+    return BORDERS + (encoder(text[:prefix]).ids.size - BORDERS) * len(text) / prefix
 
 
 def _text_bytes(row: Row) -> int:
