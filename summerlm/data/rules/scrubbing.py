@@ -41,7 +41,7 @@ _TOP_LEVEL = (
 _EMAIL = re.compile(
     r"""
     (?<![\w.%+/-])                    # not inside a longer name, nor the user of a //user@host
-    [a-z0-9][\w.%+-]{0,63}            # RFC 5321: 64 characters at most
+    \w[\w.%+-]{0,63}                  # RFC 5321: 64 characters at most
     @(?!\dx\.)(?!(?:[\w-]{1,63}\.){0,8}(?:example\.(?:com|org|net)|example|test|invalid)\b)
     (?>(?:[a-z0-9][a-z0-9-]{0,62}\.){1,8}(?:"""
     + _TOP_LEVEL
@@ -126,7 +126,7 @@ TOKENS = {
         ("PRIVATE KEY",),
         re.compile(
             r"(?P<before>-----BEGIN[ A-Z0-9]{0,40} PRIVATE KEY(?: BLOCK)?-----)"
-            rf"(?=(?:[^-A-Za-z0-9]*+[A-Za-z0-9]){{{KEY_CHARACTERS}}})"
+            rf"(?=(?:(?:(?!-----)[^A-Za-z0-9])*+[A-Za-z0-9]){{{KEY_CHARACTERS}}})"
             r"[^-]*+(?:-(?!----)[^-]*+)*+"  # up to the next five hyphens
             r"(?=-----END[ A-Z0-9]{0,40} PRIVATE KEY)"
         ),
