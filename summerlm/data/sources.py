@@ -106,16 +106,9 @@ class Source:
         """
         shard, group, start, stop, count = self._units[unit].tolist()
         keep = self._keep(shard, group)[start:stop]
-        positions = self._first_row(shard, group) + start + np.flatnonzero(keep)
-        try:
-            rows = list(itertools.compress(self.shards[shard].read(group, start, stop), keep))
-        except DamagedError as error:
-            if self._config.on_damage == "stop":
-                raise
-            reason = f"{error}; its {count} rows are skipped (on_damage = skip)"
-            self._transfer.incidents.append({"reason": reason, "source": self.name, "rows": count})
-            rows = [DAMAGED] * count
+        rows = self._read(shard, group, start, keep)
         assert len(rows) == count
+        positions = self._first_row(shard, group) + start + np.flatnonzero(keep)
         return self._without_duplicates(rows, positions)
 
     def clean(self, text: str) -> Cleaned:
@@ -152,11 +145,11 @@ class Source:
             SourceDownError: If a file can't be read.
         """
         for index, shard in enumerate(self.shards):
-            for group, count in enumerate(shard.groups):
+            for group in range(len(shard.groups)):
                 wanted = self._keep(index, group) != held_out
                 if wanted.any():
                     first = self._first_row(index, group)
-                    rows = itertools.compress(shard.read(group, 0, count), wanted)
+                    rows = self._read(index, group, 0, wanted)
                     for place, row in zip(np.flatnonzero(wanted).tolist(), rows, strict=True):
                         yield Placed(first + place, row)
 
@@ -216,6 +209,19 @@ class Source:
                 for s in self.shards
             ],
         }
+
+    def _read(self, shard: int, group: int, start: int, wanted: NDArray[np.bool_]) -> list[Row]:
+        """Read those rows of a group, from `start` on, that are wanted."""
+        try:
+            rows = self.shards[shard].read(group, start, start + len(wanted))
+            return list(itertools.compress(rows, wanted))
+        except DamagedError as error:
+            if self._config.on_damage == "stop":
+                raise
+            count = int(wanted.sum())
+            reason = f"{error}; its {count} rows are skipped (on_damage = skip)"
+            self._transfer.incidents.append({"reason": reason, "source": self.name, "rows": count})
+            return [DAMAGED] * count
 
     def _keep(self, shard: int, group: int) -> NDArray[np.bool_]:
         """Tell which rows of a group are for training."""

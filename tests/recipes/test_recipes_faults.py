@@ -1,0 +1,200 @@
+"""Runs whose data come from a hub that misbehaves: the same batches, or a stop that loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import HubServer
+from rich.console import Console
+
+from summerlm.core.config import read_settings
+from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
+from summerlm.core.record import read_rows
+from summerlm.data.shards import parquet
+from summerlm.recipes.pretrain import pretrain
+from summerlm.recipes.settings import Settings
+
+FILES = 3
+
+
+@pytest.fixture
+def hub(tiny_text, tmp_path, monkeypatch):
+    """A server of one repository, whose files are read by ranges as large ones are."""
+    folder = tmp_path / "hub" / "owner" / "texts"
+    folder.mkdir(parents=True)
+    texts = [path.read_text() for path in sorted(tiny_text.iterdir())]
+    for number in range(FILES):
+        table = pa.table({"text": texts[number::FILES]})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=3)
+    monkeypatch.setattr(parquet, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(parquet, "TAIL_BYTES", 64)
+    monkeypatch.setenv("SUMMERLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SUMMERLM_HUB_MIRROR", raising=False)
+    with HubServer(tmp_path / "hub") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Settings of a run on the hub's texts."""
+    text = tiny_config.read_text()
+    before, _, after = text.partition("[data.sources.text]")
+    _, _, rest = after.partition("[run]")
+    source = '[data.sources.text]\nhub = "owner/texts"\nweight = 1\nlicence = "CC0-1.0"\n'
+    tiny_config.write_text(f"{before}{source}\n[run]{rest}")
+    return tiny_config
+
+
+@pytest.fixture
+def start(config, tmp_path):
+    """Train with overrides into a named folder; gives the folder."""
+
+    def run(folder, *overrides):
+        path = tmp_path / folder
+        impatient = ("data.stall_timeout_s=0.3", "data.deadline_s=1.5", f"run.folder={path}")
+        settings = read_settings(Settings, config, [*impatient, *overrides])
+        assert pretrain(settings, Console(quiet=True)) == 0
+        return path
+
+    return run
+
+
+def hashes(folder):
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
+    return {row["step"]: (row["loss"], row["batch_sha"]) for row in rows}
+
+
+def incidents(folder):
+    path = folder / "incidents.jsonl"
+    return [row["reason"] for row in read_rows(path)] if path.exists() else []
+
+
+def test_the_hub_and_its_mirror_give_the_same_run(hub, start, tmp_path):
+    remote = start("remote")
+    local = start("local", f"data.mirror={tmp_path / 'hub'}")
+    assert hashes(remote) == hashes(local)
+    assert len(hashes(remote)) == 12
+    (pinned,) = json.loads((remote / "data.lock.json").read_text())["sources"]
+    assert pinned["revision"] == hub.commit("owner/texts")
+    # a run may move to a mirror, which has the same bytes
+    assert start("remote", f"data.mirror={tmp_path / 'hub'}") == remote
+
+
+def test_faults_that_pass_change_no_batch(hub, start):
+    clean = hashes(start("clean"))
+    hub.script("status", status=429, headers={"Retry-After": "0"}, match=".parquet", times=3)
+    for kind in ("status", "cut", "reset", "stall"):
+        hub.script(kind, match=".parquet", times=3, chance=0.2)
+    faulty = start("faulty", "data.deadline_s=20")
+    assert len(hub.applied) >= 8
+    assert hashes(faulty) == clean
+    assert len(incidents(faulty)) >= 3
+    assert all(".parquet" in line for line in incidents(faulty))
+
+
+def fail_after(hub, requests, **fault):
+    """Let the hub work for some requests of texts, and fail from then on."""
+    seen = len(hub.asked("cdn"))
+
+    def watch():
+        while len(hub.asked("cdn")) < seen + requests and not hub.closing.is_set():
+            time.sleep(0.005)
+        hub.script(times=10**6, **fault)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize("fault", [{"kind": "stall"}, {"kind": "status", "status": 503}])
+def test_a_hub_that_goes_down_is_waited_for_then_the_run_is_saved(hub, start, tmp_path, fault):
+    settings = ("data.open_documents=1", "checkpoint.every_steps=100")
+    clean = hashes(start("alone", *settings))
+    fail_after(hub, 14, match=".parquet", **fault)
+    began = time.monotonic()
+    with pytest.raises(SourceDownError, match=r"\.parquet"):
+        start("down", *settings)
+    assert time.monotonic() - began < 30
+    folder = tmp_path / "down"
+    made = hashes(folder)
+    assert 0 < len(made) < 12
+    assert (folder / "checkpoints" / f"step-{len(made):08d}").is_dir()
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert ledger["tokens"] == len(made) * 256
+    hub.behave()
+    assert hashes(start("down", *settings)) == clean
+
+
+def test_a_vanished_commit_stops_the_run_naming_the_shard(hub, start, tmp_path):
+    folder = tmp_path / "run"
+    fail_after(hub, 24, kind="status", match=".parquet", status=404)
+    with pytest.raises(DataChangedError, match=r"\.parquet.*gone"):
+        start("run", "data.open_documents=1")
+    assert list((folder / "checkpoints").glob("step-*"))
+
+
+def test_a_moved_branch_changes_nothing_for_a_run_that_has_its_lock(hub, start, tmp_path):
+    clean = hashes(start("clean"))
+    fail_after(hub, 14, kind="status", match=".parquet")
+    with pytest.raises(SourceDownError):
+        start("run")
+    hub.behave()
+    (tmp_path / "hub" / "owner" / "texts" / "9.parquet").write_bytes(
+        (tmp_path / "hub" / "owner" / "texts" / "0.parquet").read_bytes()
+    )
+    assert hashes(start("run")) == clean
+    assert hashes(start("anew")) != clean
+
+
+def test_a_damaged_part_stops_or_is_counted_as_the_source_says(hub, start, tmp_path, config):
+    path = tmp_path / "hub" / "owner" / "texts" / "1.parquet"
+    data = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    data[begin : begin + column.total_compressed_size] = os.urandom(column.total_compressed_size)
+    path.write_bytes(data)
+    with pytest.raises(SourceDownError, match=r"1\.parquet: row group 1: damaged"):
+        start("stop")
+    text = config.read_text()
+    config.write_text(text.replace('licence = "CC0-1.0"', 'licence = "c"\non_damage = "skip"'))
+    skipped = start("skip", "train.budget_tokens=12288")
+    dropped = json.loads((skipped / "ledger.json").read_text())["sources"]["text"]["dropped"]
+    assert dropped["damaged part of a file"] >= 3
+    assert any("1.parquet: row group 1" in line for line in incidents(skipped))
+
+
+def test_a_signal_ends_the_wait_for_a_hub_that_is_down(hub, config, tmp_path):
+    """A real process, its reads by ranges; SIGTERM while it waits: saved, exit 0, at once."""
+    folder = tmp_path / "run"
+    code = (
+        "from summerlm.data.shards import parquet; parquet.WHOLE_BYTES = 0; parquet.TAIL_BYTES = 64; "
+        "from summerlm.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "train", str(config), f"run.folder={folder}"]
+    fail_after(hub, 24, kind="stall", match=".parquet")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while "stall" not in hub.applied and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    assert time.monotonic() - asked < 10
+    made = hashes(folder)
+    assert made
+    assert (folder / "checkpoints" / f"step-{len(made):08d}").is_dir()
+
+
+def test_a_source_without_licence_is_not_trained_on(hub, start, config):
+    config.write_text(config.read_text().replace('licence = "CC0-1.0"\n', ""))
+    with pytest.raises(UsageError, match=r"sources\.text: no licence"):
+        start("run")
+    assert not hub.requests
