@@ -1,9 +1,11 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from summerlm.data.shards import rows as reasons
-from summerlm.data.shards.rows import Dropped, dialogue, plain_text
+from summerlm.data.shards.rows import Dropped, dialogue, plain_text, turns
 
 
 @settings(deadline=None)
@@ -75,3 +77,23 @@ def test_a_blank_turn_is_no_fault_beside_others() -> None:
 )
 def test_what_is_no_dialogue(value: object, fault: Dropped) -> None:
     assert dialogue(value) is fault
+    assert turns(value) is fault
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), texts), min_size=1))
+def test_turns_are_json_that_gives_every_role_and_text(talk: list[tuple[str, str]]) -> None:
+    names = {"system": "System", "user": "human", "assistant": "gpt"}
+    shared = turns([{"from": names[role], "value": text} for role, text in talk])
+    opened = turns([{"role": role, "content": text.encode()} for role, text in talk])
+    assert shared == opened
+    assert json.loads(shared) == [list(turn) for turn in talk]
+
+
+@pytest.mark.parametrize("speaker", ["narrator", "", "tool", "user "])
+def test_a_role_that_no_chat_template_has(speaker: str) -> None:
+    talk = [{"from": "gpt", "value": "Hi"}, {"from": speaker, "value": "Ho"}]
+    assert turns(talk) is reasons.WRONG_TYPE
+    assert dialogue(talk) == f"\nGPT: Hi\n{speaker.upper()}: Ho"

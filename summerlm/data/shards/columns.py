@@ -42,10 +42,10 @@ def _field(what: str, schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
     for depth, key in enumerate(path):
         names = [field.name for field in kind] if pa.types.is_struct(kind) else []
         if key not in names:
-            where = f"of column {'.'.join(path[:depth])!r} are" if depth else "are"
-            kind_of_name = "key" if depth else "column"
+            what_key = f"key {key!r} in column {'.'.join(path[:depth])!r}"
+            missing = what_key if depth else f"column {key!r}"
             raise UsageError(
-                f"{what}: no {kind_of_name} {key!r}; its {kind_of_name}s {where}: "
+                f"{what}: no {missing}; its {'keys' if depth else 'columns'} are: "
                 f"{nearest_first(key, names)}"
             )
         kind = kind.field(key).type

@@ -115,9 +115,11 @@ def fits(name: str, pattern: str) -> bool:
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not parts or not pattern:
-        return not parts and all(part == "**" for part in pattern)
+        return not parts and not pattern
     hidden = parts[0].startswith(".")
     if pattern[0] == "**":
+        if len(pattern) == 1:
+            return not any(part.startswith(".") for part in parts)
         return _fits(parts, pattern[1:]) or (not hidden and _fits(parts[1:], pattern))
     shown = not hidden or pattern[0].startswith(".")
     return shown and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])

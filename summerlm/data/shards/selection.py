@@ -16,7 +16,7 @@ from summerlm.data.shards.rows import Dropped, Row, dialogue, plain_text, turns
 
 _FORMS = {"text": plain_text, "original": dialogue, "chat": turns}
 
-_COMPARISON = re.compile(r"\s*([^\s<>=!]+)\s*(>=|<=|>|<|=)\s*([^\s=].*)", re.DOTALL)
+_COMPARISON = re.compile(r"\s*([^\s<>=!]+)\s*(>=|<=|>|<|=)\s*([^\s<>=].*)", re.DOTALL)
 _MEMBERSHIP = re.compile(r"\s*(\S+)\s+in\s+(\S.*)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
