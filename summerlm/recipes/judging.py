@@ -2,8 +2,8 @@
 
 Flow: the command `data report` prints `describing.show_report` of what `report_rules` returns.
     1. `draw` gives rows of a source, before any rule;
-    2. each rule judges every text by itself (`Rules.failing`, `SCRUBBERS`), so that a text may
-       count for several; the enabled rules together, as training applies them, make the total;
+    2. each rule judges every text by itself (`Rules.failing`, `SCRUBBERS`, `ContaminationIndex`),
+       so that a text may count for several; what the enabled ones drop together is the total;
     3. `find_duplicates` compares the texts drawn of all sources with one another. Copies outside
        of the sample aren't seen, so the whole of the data has more.
 """
@@ -32,6 +32,8 @@ from summerlm.recipes.settings import Settings
 
 EXAMPLES = 2  # of a rule and source
 EXAMPLE = 100  # characters
+CONTAMINATION = "contamination"
+APART = {*OF_THE_WHOLE, CONTAMINATION}  # need more than the text
 MOST_BYTES = 200_000_000  # of text of a source; a sample of long documents ends there
 
 
@@ -88,6 +90,7 @@ def report_rules(settings: Settings, documents: int) -> dict[str, Any]:
             for name, config in data.sources.items()
         ]
         notes = _find_duplicates(judged, documents, progress)
+    notes += [incident["reason"] for incident in transfer.take_incidents()]
     if evaluation is None:
         notes.append("contamination isn't looked for: data.evaluation_sets is empty")
     return {
@@ -108,14 +111,13 @@ class SourceJudge:
 
     def __init__(self, source: Source, config: SourceConfig, evaluation: Evaluation | None) -> None:
         self.name = source.name
-        self._source = source
+        self._source, self._evaluation = source, evaluation
         self.enabled = set(expand(config.rules))
         self.enabled |= {TOO_SHORT} if config.min_characters else set()
         self.enabled |= {TOO_LONG} if config.max_characters else set()
-        apart = set(OF_THE_WHOLE) | (set() if evaluation else {"contamination"})
         self._rules = Rules(
-            [name for name in RULES if name not in apart],
-            None if evaluation is None else evaluation.index,
+            [name for name in RULES if name not in APART],
+            None,
             config.min_characters,
             config.max_characters,
         )
@@ -153,13 +155,19 @@ class SourceJudge:
         number, example = len(self._examples), one_line(text, EXAMPLE)
         self._examples.append(example)
         for name in self._rules.failing(text):
-            self._found[name].add(example)
-            if name in self.enabled:
-                self._dropped.add(number)
+            self._drop(name, number, example)
+        if self._evaluation is not None and (overlap := self._evaluation.index.hit(text)):
+            shared = f"{overlap.evaluation_set}: {overlap.words}"
+            self._drop(CONTAMINATION, number, one_line(shared, EXAMPLE))
         for name, scrub in SCRUBBERS.items():
             changed, changes = scrub(text)
             if changes:
                 self._found[name].add(_around(changed, (EMAIL, SECRET)), changes)
+
+    def _drop(self, rule: str, number: int, example: str) -> None:
+        self._found[rule].add(example)
+        if rule in self.enabled:
+            self._dropped.add(number)
 
     def add_duplicates(self, rule: str, numbers: Iterable[int]) -> None:
         """Count texts that repeat others of the sample.
@@ -169,9 +177,7 @@ class SourceJudge:
             numbers: The texts, by their place in what `texts` gave.
         """
         for number in map(int, numbers):
-            self._found[rule].add(self._examples[number])
-            if rule in self.enabled:
-                self._dropped.add(number)
+            self._drop(rule, number, self._examples[number])
 
     def facts(self) -> dict[str, Any]:
         """Tell what was found, as JSON values."""
