@@ -98,6 +98,10 @@ def test_plan_says_what_it_cannot(command):
         (["train", "CONFIG", "samples.prompts=['" + "sun " * 60 + "']"], "samples.prompts"),
         (["generate", "gone", "x"], "neither a run folder nor a checkpoint"),
         (["eval", "gone", "--text", "x"], "neither a run folder nor a checkpoint"),
+        (["data", "lock", "CONFIG", "data.sources.text.licence=none"], "no licence"),
+        (["data", "show", "CONFIG", "--source", "gone"], "no such source; there are text"),
+        (["data", "show", "nowhere.toml"], "nowhere.toml: no such settings file"),
+        (["data", "report", "CONFIG", "data.sources.text.rules=['gofer']"], "did you mean gopher"),
         (["report", "gone"], "no run"),
         (["tokenizer", "decode", "[1, true]"], "JSON list"),
         (["tokenizer", "encode", "x", "--tokenizer", "gone"], "gone"),
@@ -124,7 +128,8 @@ def test_help_of_every_command_fits_a_screen(command):
     for args in (
         [],
         *[[name] for name in ("demo", "train", "plan", "eval", "generate", "report", "data")],
-        *[["data", "hash"], ["tokenizer"]],
+        *[["data", name] for name in ("lock", "check", "show", "report", "hash", "tokenize")],
+        ["tokenizer"],
         *[["tokenizer", name] for name in ("encode", "decode", "show", "train")],
     ):
         code, out, _ = command(*args, "--help")
@@ -206,6 +211,70 @@ def test_report_shows_text_as_text(trained):
     page = write_report(trained).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_data_lock_pins_and_finds_as_pinned(command, tiny_config, tiny_text, tmp_path):
+    code, out, _ = command("data", "lock", tiny_config)
+    lock = json.loads((tmp_path / "run" / "data.lock.json").read_text())
+    assert code == 0
+    assert "written" in out
+    assert "CC0-1.0" in out
+    assert len(lock["sources"][0]["files"]) == 40
+    code, out, _ = command("data", "lock", tiny_config)
+    assert (code, "as pinned" in out) == (0, True)
+    assert command("data", "lock", tiny_config, "--out", tmp_path / "other.json")[0] == 0
+    assert json.loads((tmp_path / "other.json").read_text()) == lock
+    code, _, err = command("data", "lock", tiny_config, f"data.sources.text.path={tiny_text}/0*")
+    assert (code, err.count("\n")) == (4, 1)
+
+
+def test_data_check_tells_all_and_exits_with_the_gravest(command, tiny_config, tmp_path):
+    code, out, _ = command("data", "check", tiny_config, "--documents", 20)
+    assert code == 0
+    assert "nothing is wrong" in out
+    assert max(map(len, out.splitlines())) <= 100
+    file = tmp_path / "check.json"
+    gone = "data.sources.text.path=gone/*.txt"
+    code, out, err = command("data", "check", tiny_config, gone, "--json", file)
+    facts = json.loads(file.read_text())
+    assert (code, err) == (2, "")
+    assert "problem: " in out
+    assert (facts["ok"], len(facts["sources"])) == (False, 1)
+    code, out, _ = command("data", "check", tiny_config, gone, "--json", "-")
+    assert (code, json.loads(out)) == (2, facts)
+
+
+def test_data_show_prints_rows_of_the_run_itself(command, tiny_config, tmp_path):
+    code, out, _ = command("data", "show", tiny_config, "--rows", 2, "--step", 3)
+    assert code == 0
+    assert out.count("step 3, row ") == 2
+    assert "row 0 of 8: text, 32 targets" in out
+    assert not (tmp_path / "run").exists()  # looking leaves no trace
+    assert command("data", "show", tiny_config, "--rows", 2, "--step", 2)[1] != out
+    assert command("data", "show", tiny_config, "--rows", 99)[1].count("step 1, row ") == 8
+
+
+def test_data_report_names_every_rule(command, tiny_config):
+    from summerlm.data.rules.catalogue import RULES
+
+    rules = "data.sources.text.rules=['gopher-quality']"
+    code, out, _ = command("data", "report", tiny_config, rules, "--documents", 30)
+    assert code == 0
+    assert all(rule in out for rule in RULES)
+    assert max(map(len, out.splitlines())) <= 100
+    code, out, _ = command("data", "report", tiny_config, "--json", "-")
+    assert json.loads(out)["sources"][0]["name"] == "text"
+
+
+def test_data_tokenize_makes_what_training_reads(command, tiny_config, tmp_path):
+    out = tmp_path / "tokens"
+    assert command("data", "tokenize", tiny_config, "--out", out, "--workers", 0)[0] == 0
+    hashes = command("data", "hash", tiny_config, "--steps", 12, "--workers", 0)[1]
+    assert len(hashes.splitlines()) == 12
+    read = command("data", "hash", tiny_config, f"data.tokens={out}", "--steps", 12)
+    assert read[:2] == (0, hashes)
+    shown = command("data", "show", tiny_config, "--step", 4)[1]
+    assert command("data", "show", tiny_config, "--step", 4, f"data.tokens={out}")[1] == shown
 
 
 def test_tokenizer_commands(command, tiny_tokenizer, tiny_text, tmp_path):
