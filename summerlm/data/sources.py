@@ -80,7 +80,7 @@ class Source:
         self._evaluation = evaluation
         self._clean = Rules(
             [name for name in self.rules if name not in OF_THE_WHOLE],
-            evaluation and evaluation.index,
+            None if evaluation is None else evaluation.index,
             config.min_characters,
             config.max_characters,
         )

@@ -19,10 +19,12 @@ from summerlm.core.config import dump_toml, read_settings
 from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import pick_device
+from summerlm.data.tokens.reading import Tokens
 from summerlm.model.init import build
 from summerlm.model.transformer import Transformer
 from summerlm.optim.build import OptimizerSet, build_optimizer
 from summerlm.parallel.compile import compile_blocks
+from summerlm.recipes.forecast import check_epochs
 from summerlm.recipes.locking import Sources, open_run_data
 from summerlm.recipes.recording import environment
 from summerlm.recipes.settings import Settings, check_changes, derive
@@ -113,6 +115,9 @@ def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None])
             f"the size of tokenizer.name = {settings.tokenizer.name!r}"
         )
     sources = open_run_data(settings)
+    if not isinstance(sources, Tokens):
+        for line in check_epochs(settings, sources, tokenizer):
+            warn(line)
     resumed = folder.settings.exists()
     store = Store(folder.checkpoints, warn)
     store.clear_drafts()

@@ -1,4 +1,4 @@
-"""Runs whose data come from a hub that misbehaves: the same batches, or a stop that loses nothing."""
+"""Runs on a hub that misbehaves: the same batches, or a stop that loses nothing."""
 
 import json
 import os
@@ -173,7 +173,8 @@ def test_a_signal_ends_the_wait_for_a_hub_that_is_down(hub, config, tmp_path):
     """A real process, its reads by ranges; SIGTERM while it waits: saved, exit 0, at once."""
     folder = tmp_path / "run"
     code = (
-        "from summerlm.data.shards import parquet; parquet.WHOLE_BYTES = 0; parquet.TAIL_BYTES = 64; "
+        "from summerlm.data.shards import parquet; "
+        "parquet.WHOLE_BYTES = 0; parquet.TAIL_BYTES = 64; "
         "from summerlm.cli import main; main()"
     )
     command = [sys.executable, "-c", code, "train", str(config), f"run.folder={folder}"]

@@ -331,3 +331,20 @@ def test_sigterm_and_kill_of_a_real_process(tiny_config, start, tmp_path):
     resumed = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "resume"]
     assert len(resumed) == 2
     assert resumed[1]["resumed_from"] % 10 == 0
+
+
+def test_max_epochs_that_the_budget_exceeds_stop_before_step_one(start):
+    with pytest.raises(UsageError, match=r"source text: about \d.* epochs.*max_epochs = 1"):
+        start("run", "data.sources.text.max_epochs=1", "train.budget_tokens=100000")
+
+
+def test_max_epochs_that_are_used_up_stop_a_run_and_save_it(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("summerlm.recipes.opening.check_epochs", lambda *_: [])
+    with pytest.raises(UsageError, match=r"source text: max_epochs = 1 is used up"):
+        start("run", "data.sources.text.max_epochs=1", "train.budget_tokens=100000")
+    made = len(steps_of(tmp_path / "run"))
+    assert made
+    assert (tmp_path / "run" / "checkpoints" / f"step-{made:08d}").is_dir()
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert ledger["tokens"] == made * 256
+    assert ledger["sources"]["text"]["epochs"] == 1
