@@ -91,9 +91,9 @@ def _tokenize(
     try:
         if begun is not None:
             manifest = begun.manifest
-            sweep(out, manifest)
         else:
             manifest = _begin(settings, out, sources, loader.identity, tokenizer.vocabulary)
+        sweep(out, manifest)
         _write(out, manifest, loader, wanted, console)
     finally:
         loader.close()

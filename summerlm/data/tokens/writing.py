@@ -24,11 +24,14 @@ from summerlm.core.errors import SaveError
 from summerlm.core.files import sync_folder, write_atomically
 from summerlm.data.ledger import Counts
 from summerlm.data.loader import Step
-from summerlm.data.tokens.manifest import MANIFEST, Entry, Manifest, Shard, write_manifest
+from summerlm.data.tokens.manifest import Entry, Manifest, Shard, write_manifest
 
 SHARD_BYTES = 256 << 20  # about the size of a shard's rows: as much work a kill can cost
 _DRAFT = ".draft"
-_OURS = re.compile(r"\.?(MANIFEST|held-out|\d{9,}-\d{9,})\.(json|rows)(\..+)?")  # and their drafts
+_SHARD = r"\d{9,}-\d{9,}"
+_LEFT = re.compile(
+    rf"{_SHARD}\.(rows|rows{_DRAFT}|json)|\.({_SHARD}|MANIFEST|held-out|data\.lock)\.json\..+"
+)
 
 
 def steps_per_shard(manifest: Manifest) -> int:
@@ -88,7 +91,7 @@ def write_shard(folder: Path, manifest: Manifest, shard: Shard, steps: Iterable[
 def sweep(folder: Path, manifest: Manifest) -> None:
     """Remove what a killed process left half done."""
     for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in {MANIFEST, *manifest.files}:
+        if _LEFT.fullmatch(path.name) and path.name not in manifest.files:
             path.unlink()
 
 
