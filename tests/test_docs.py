@@ -301,7 +301,7 @@ WRONG = [
 RIGHT = [
     "`train.loop.Event`, `train.budget_tokens=4`, `data.sources.NAME.weight`, `run.*`, `torch.x`",
     "`summerlm train CONFIG [section.key=value]...`, `summerlm tokenizer`, `make demo PYTHON=x`",
-    "`runs/mine/metrics.jsonl`, `step-00000010`, `<owner>/<name>`, `~/texts/*.txt`, `.json.gz`",
+    "`runs/mine/metrics.jsonl`, `step-00000010`, `<owner>/<name>`, `~/texts/*.txt`, `.parquet`",
     '```toml\nextends = "15m.toml"\n[data.sources.mine]\npath = "a"\nweight = 1\n```',
     "```\nstep      1  loss 8.3180  rate 1.00e-03\n```",
 ]

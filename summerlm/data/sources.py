@@ -220,7 +220,7 @@ class Source:
                 raise
             count = int(wanted.sum())
             reason = f"{error}; its {count} rows are skipped (on_damage = skip)"
-            self._transfer.incidents.append({"reason": reason, "source": self.name, "rows": count})
+            self._transfer.incidents.append({"reason": f"source {self.name}: {reason}"})
             return [DAMAGED] * count
 
     def _keep(self, shard: int, group: int) -> NDArray[np.bool_]:

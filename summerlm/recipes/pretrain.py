@@ -161,8 +161,8 @@ def record_incidents(recorder: Recorder, event: Event) -> None:
         event: The step.
     """
     for incident in event.data.incidents:
-        line = f"warning: {incident['reason']}"
-        recorder.write("incident", line=line, step=event.step, **incident)
+        reason = incident["reason"]
+        recorder.write("incident", line=f"warning: {reason}", step=event.step, reason=reason)
 
 
 def make_stepper(run: Run) -> Stepper:
