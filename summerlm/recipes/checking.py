@@ -128,7 +128,7 @@ class SourceCheck:
         try:
             source = self._open(lock, progress)
             facts |= file_facts(source)
-            found = probe(source, self._tokenizer, self._documents, progress=progress)
+            found = probe(source, self._tokenizer, self._documents, progress)
             facts |= text_facts(self._settings, source, found)
             self._judge(facts, found, source)
         except SummerError as error:

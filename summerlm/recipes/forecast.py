@@ -15,8 +15,7 @@ from summerlm.recipes.settings import Settings, derive
 from summerlm.tokenizer.tokenizer import Tokenizer
 
 TOLERANCE = 0.1  # of a prediction
-ROWS = 64  # drawn of a source
-PREFIX = 20_000  # characters of each that are encoded
+ROWS = 200  # drawn of a source, as `data check` does
 
 
 def check_epochs(settings: Settings, sources: Sequence[Source], tokenizer: Tokenizer) -> list[str]:
@@ -38,7 +37,7 @@ def check_epochs(settings: Settings, sources: Sequence[Source], tokenizer: Token
     for source in sources:
         most = settings.data.sources[source.name].max_epochs
         if most is not None:
-            found = probe(source, tokenizer, ROWS, PREFIX)
+            found = probe(source, tokenizer, ROWS)
             epochs = predicted_epochs(settings, source.name, found.source_tokens)
             if line := judge_epochs(source.name, epochs, most):
                 if epochs > most * (1 + TOLERANCE):

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from summerlm.core.progress import Progress, silent
 from summerlm.data.encoding import Encoder
-from summerlm.data.permutation import Permutation
+from summerlm.data.permutation import Permutation, keyed_bits
 from summerlm.data.shards.rows import Dropped, Row
 from summerlm.data.sources import Source
 from summerlm.data.units import Unit
 from summerlm.tokenizer.tokenizer import Tokenizer
 
-UNITS = 16  # units that a sample is spread over, at least, where a source has them
+WINDOW = 20_000  # characters of a text that are encoded
+UNITS = 32  # units that a sample is spread over, at least, where a source has them
 LINE = 80  # characters of an example
 BORDERS = 2  # BOS and EOS
 
@@ -86,7 +87,7 @@ class Probe:
         no_text: Rows among them without a text, by reason.
         dropped: Rows with a text that the source's settings leave out, by rule.
         changed: Texts that a rule changed, by rule.
-        tokens: Ids of each kept text, with BOS and EOS.
+        tokens: Ids of each kept text, with BOS and EOS; of a long one as a window of it has them.
         bytes: UTF-8 bytes of each kept text.
         example: Beginning of the first kept text, in one line.
         source_tokens: Estimated ids of an epoch.
@@ -108,7 +109,6 @@ def probe(
     source: Source,
     tokenizer: Tokenizer,
     count: int,
-    prefix: int | None = None,
     progress: Progress = silent,
 ) -> Probe:
     """Draw rows of a source, clean and encode them, and estimate the source's tokens.
@@ -117,7 +117,6 @@ def probe(
         source: The source.
         tokenizer: Encodes the texts.
         count: How many rows to draw.
-        prefix: Characters of a text that are encoded, the rest in proportion; None = all.
         progress: Called now and then.
 
     Returns:
@@ -148,7 +147,10 @@ def probe(
                 found.dropped[text.reason] += 1
                 continue
             found.example = found.example or one_line(text)
-            found.tokens.append(_count_tokens(encoder, text, None if source.chat else prefix))
+            key = (source.name, drawn.unit, found.rows)
+            found.tokens.append(
+                _count_tokens(encoder, text, len(text) if source.chat else WINDOW, key)
+            )
             found.bytes.append(_text_bytes(text))
     if raw_bytes and known_bytes:
         whole = float(all_bytes.sum()) * text_bytes / known_bytes
@@ -195,11 +197,14 @@ def one_line(text: str, characters: int = LINE) -> str:
     )
 
 
-def _count_tokens(encoder: Encoder, text: str, prefix: int | None) -> float:
-    """Count a text's ids, BOS and EOS included; beyond a prefix in proportion to its characters."""
-    if prefix is None or len(text) <= prefix:
+def _count_tokens(encoder: Encoder, text: str, window: int, key: tuple[str, int, int]) -> float:
+    """Count a text's ids, BOS and EOS included; of a longer one by a window at a keyed place."""
+    hidden = len(text) - window
+    if hidden <= 0:
         return float(encoder(text).ids.size)
-    return BORDERS + (encoder(text[:prefix]).ids.size - BORDERS) * len(text) / prefix
+    start = int(keyed_bits("window", *key)[0]) % (hidden + 1)
+    inside = encoder(text[start : start + window]).ids.size - BORDERS
+    return BORDERS + inside * len(text) / window
 
 
 def _text_bytes(row: Row) -> int:

@@ -102,11 +102,15 @@ def test_a_small_sample_knows_the_size_of_what_it_did_not_read(tmp_path, tiny_to
     assert probe(source, tokenizer, 40).source_tokens == pytest.approx(exact, rel=0.1)
 
 
-def test_a_prefix_stands_for_the_whole_text(tmp_path, tiny_tokenizer):
-    write_parquet(tmp_path / "a.parquet", ["a small field " * n for n in range(100, 130)], 10)
+def test_a_window_stands_for_a_long_text(tmp_path, tiny_tokenizer, monkeypatch):
+    # text that is dearer at its end: a prefix would count too little
+    texts = ["a small field " * n + "qxj " * 3 * n for n in range(100, 130)]
+    write_parquet(tmp_path / "a.parquet", texts, 10)
     source, tokenizer = open_folder(tmp_path), Tokenizer.load(tiny_tokenizer)
-    exact, guessed = probe(source, tokenizer, 99), probe(source, tokenizer, 99, prefix=300)
-    assert guessed.source_tokens == pytest.approx(exact.source_tokens, rel=0.02)
+    exact = probe(source, tokenizer, 99)
+    monkeypatch.setattr("summerlm.recipes.probing.WINDOW", 400)
+    guessed = probe(source, tokenizer, 99)
+    assert guessed.source_tokens == pytest.approx(exact.source_tokens, rel=0.1)
     assert guessed.tokens != exact.tokens
     assert guessed.bytes == exact.bytes
 
@@ -116,7 +120,7 @@ def test_estimates_on_real_text(stand_in_data, tiny_tokenizer):
     (source,) = open_sources(DataConfig(sources={"web": config}), lanes=48)
     rows = [row for unit in range(len(source.units)) for row in source.read(unit)]
     size = sum(len(row.encode()) for row in rows if isinstance(row, str))
-    found = probe(source, Tokenizer.load(tiny_tokenizer), 64, prefix=2000)
+    found = probe(source, Tokenizer.load(tiny_tokenizer), 64)
     guessed = found.source_tokens * sum(found.bytes) / sum(found.tokens)
     assert guessed == pytest.approx(size, rel=0.05)
 
