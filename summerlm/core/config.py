@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from summerlm.core.errors import UsageError
 
 NONE = "none"  # how null is written in TOML and on the command line
+ALL = "*"  # all entries of a table
 
 
 class Section(BaseModel):
@@ -149,7 +150,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"{path}: can't be read as TOML: {error}") from None
     base = values.pop("extends", None)
     if base is None:
-        return values
+        return _merge({}, values)
     if not isinstance(base, str):
         raise UsageError(f"{path}: `extends` must be the path of one settings file")
     return _merge(_read_file(path.parent / base, (*seen, path.resolve())), values)
@@ -158,16 +159,18 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `top` over `base`, table by table; a value or list replaces the one below it whole.
 
-    "none" for a table takes it away, for instance a source of the extended file.
+    "none" for a table takes it away, for instance a source of the extended file; `"*" = "none"`
+    in a table takes away all that the extended file has in it.
     """
-    merged = dict(base)
+    merged = {} if top.get(ALL) == NONE else dict(base)
     for key, value in top.items():
-        if value == NONE and isinstance(merged.get(key), dict):
-            del merged[key]
-            continue
         below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        if isinstance(value, dict):
+            merged[key] = _merge(below if isinstance(below, dict) else {}, value)
+        elif value == NONE and isinstance(below, dict):
+            del merged[key]
+        elif (key, value) != (ALL, NONE):
+            merged[key] = value
     return merged
 
 
@@ -183,7 +186,9 @@ def _apply_override(values: dict[str, Any], text: str) -> None:
             raise UsageError(f"override {text!r}: {name} is a value, not a section")
         table = inner
     value = _parse_value(raw.strip())
-    if value == NONE and isinstance(table.get(names[-1]), dict):
+    if (names[-1], value) == (ALL, NONE):
+        table.clear()
+    elif value == NONE and isinstance(table.get(names[-1]), dict):
         del table[names[-1]]
     else:
         table[names[-1]] = value

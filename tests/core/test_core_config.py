@@ -53,6 +53,18 @@ def test_precedence_default_extended_file_override(tmp_path, config):
     assert found.sources["web"].weight == 3.5
 
 
+def test_a_star_takes_away_all_entries_of_the_extended_file(tmp_path, config):
+    top = tmp_path / "top.toml"
+    top.write_text('extends = "a.toml"\n[sources]\n"*" = "none"\nmine = { weight = 2 }\n')
+    assert list(read_settings(Whole, top).sources) == ["mine"]
+    top.write_text('extends = "a.toml"\n[sources]\nmine = { weight = 2 }\n')
+    assert list(read_settings(Whole, top).sources) == ["web", "mine"]
+    found = read_settings(Whole, top, ["sources.*=none", "sources.other.weight=1"])
+    assert list(found.sources) == ["other"]
+    top.write_text('[optim]\npeak_lr = 1\n[sources]\n"*" = "none"\n')  # nothing is extended
+    assert read_settings(Whole, top).sources == {}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

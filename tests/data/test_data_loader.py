@@ -134,19 +134,19 @@ def test_a_taken_state_is_frozen_and_not_ahead(workers):
 
 
 def test_shares_are_shares_of_tokens_whatever_the_documents():
-    sizes = {"web": 3000, "code": 8000, "books": 1_000_000, "papers": 60_000, "chat": 300}
+    sizes = {"web": 3000, "code": 8000, "books": 300_000, "papers": 60_000, "chat": 300}
     weights = [60.0, 20.0, 10.0, 5.0, 5.0]
-    sources = [MemorySource(n, [["t" * (size - 2)] * 3] * 24) for n, size in sizes.items()]
+    sources = [MemorySource(n, [["t" * (size - 2)] * 3] * 48) for n, size in sizes.items()]
     tokens = dict.fromkeys(sizes, 0)
-    for step in make_loader(sources, weights, lanes=24, rows=24, context=512):
+    for step in make_loader(sources, weights, lanes=48, rows=48, context=512):
         for name, count in step.tokens_by_source.items():
             tokens[name] += count
         total = sum(tokens.values())
-        assert total == step.number * 24 * 512
-        if total >= 2_000_000:
+        assert total == step.number * 48 * 512
+        if total >= 10_000_000:
             break
     for name, weight in zip(sizes, weights, strict=True):
-        assert abs(tokens[name] / total - weight / 100) < 0.005
+        assert abs(tokens[name] / total - weight / 100) < 0.001
 
 
 # the stand-ins of the five sources
@@ -195,7 +195,7 @@ def test_shares_of_the_five_sources(open_five):
     for step in take(open_loader(), 2_000_000 // (24 * 256)):
         ledger.add(step.source_counts)
     for name, sums in ledger.report()["sources"].items():
-        assert abs(sums["share"] - weights[name] / sum(weights.values())) < 0.005
+        assert abs(sums["share"] - weights[name] / sum(weights.values())) < 0.001
         assert 1.5 < sums["bytes"] / sums["targets"] < 6
 
 
