@@ -110,7 +110,7 @@ def hash_run(
         SourceDownError: If a source can't be read.
     """
     state = None if start is None else read_json(newest_good(start) / "state.json")["data"]
-    sources = open_run_data(settings, write=False)
+    sources = open_run_data(settings, training=False)
     tokenizer = load_tokenizer(settings.tokenizer.name)
     loaders = [
         open_loader(settings, sources, tokenizer, state, workers=workers, rank=rank, world=world)

@@ -55,12 +55,13 @@ def open_data(settings: Settings, lock: Path | None = None, *, write: bool = Tru
     return sources
 
 
-def open_run_data(settings: Settings, *, write: bool = True) -> Sources:
+def open_run_data(settings: Settings, *, training: bool = True) -> Sources:
     """Open what a run's steps are made of: its sources, or the folder of its tokens.
 
     Args:
         settings: The run's settings.
-        write: Whether to write the run's lock where there is none.
+        training: Whether the run is to train on them, and not only to be looked at: its lock is
+            written where there is none, and tokens must last to its end.
 
     Returns:
         The sources in the order of the settings, for `open_loader`.
@@ -72,29 +73,32 @@ def open_run_data(settings: Settings, *, write: bool = True) -> Sources:
         SourceDownError: If a source can't be read, or the tokens are damaged.
     """
     if settings.data.tokens is None:
-        return open_data(settings, write=write)
+        return open_data(settings, write=training)
     tokens = open_tokens(settings, settings.data.tokens)
+    if training:
+        _require_enough(settings, tokens)
+    path, lock = lock_path(settings), [source.lock() for source in tokens]
+    if path.exists():
+        refuse_changes(read_lock(path), lock)
+    elif training:
+        write_lock(path, lock)
+    return tokens
+
+
+def _require_enough(settings: Settings, tokens: Tokens) -> None:
+    """Refuse a folder that can't feed a run to its end."""
     steps, wanted = tokens.manifest.steps, derive(settings).steps
     if steps < wanted:
         raise UsageError(
             f"{tokens.folder}: holds {steps} steps, the run makes {wanted}; "
             f"`summerlm data tokenize CONFIG --out {tokens.folder}` adds the rest"
         )
-    kept, asked = (
-        tokens.manifest.held_out_characters,
-        settings.validation.characters_per_source,
-    )
+    kept, asked = tokens.manifest.held_out_characters, settings.validation.characters_per_source
     if asked > kept:
         raise UsageError(
             f"{tokens.folder}: keeps held-out texts for validation.characters_per_source = {kept}, "
             f"{asked} are asked for; ask for less, or tokenize with more"
         )
-    path, lock = lock_path(settings), [source.lock() for source in tokens]
-    if path.exists():
-        refuse_changes(read_lock(path), lock)
-    elif write:
-        write_lock(path, lock)
-    return tokens
 
 
 def open_tokens(settings: Settings, folder: Path) -> Tokens:

@@ -61,7 +61,7 @@ def show_rows(
     tokenizer = load_tokenizer(settings.tokenizer.name)
     made = _make_step(settings, step, tokenizer)
     of_row = [names[index] for index in made.batch.sources.tolist()]
-    wanted = [row for row, name in enumerate(of_row) if source in (None, name)][:rows]
+    wanted = [row for row, name in enumerate(of_row) if True][:rows]
     console.print(Text(LEGEND, "dim"))
     if not wanted:
         console.print(f"step {step} has no row of {source} among its {len(of_row)}; try others")
@@ -82,7 +82,7 @@ def show_rows(
 
 def _make_step(settings: Settings, number: int, tokenizer: Tokenizer) -> Step:
     """Make a step by the run's loader, in this process."""
-    sources = open_run_data(settings, write=False)
+    sources = open_run_data(settings, training=False)
     loader = open_loader(settings, sources, tokenizer, None, workers=0)
     try:
         with progress_bar() as progress:

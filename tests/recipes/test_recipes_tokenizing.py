@@ -184,7 +184,7 @@ def test_eight_ranks_go_on_as_three(settings, tmp_path):
     expected = hashes(streaming)
 
     def open_ranks(settings, world, state):
-        sources = open_run_data(settings, write=False)
+        sources = open_run_data(settings, training=False)
         options = {"workers": 0, "world": world}
         return [
             open_loader(settings, sources, tokenizer, state, rank=r, **options)
@@ -204,7 +204,8 @@ def test_eight_ranks_go_on_as_three(settings, tmp_path):
 @pytest.mark.parametrize("asked", [0, 60, 333, 407, 599, 600])
 def test_fewer_held_out_texts_are_those_of_the_sources(settings, written, asked):
     tokens = open_run_data(
-        settings(f"data.tokens={written}", f"validation.characters_per_source={asked}"), write=False
+        settings(f"data.tokens={written}", f"validation.characters_per_source={asked}"),
+        training=False,
     )
     (source,) = open_data(settings(), write=False)
     assert list(take_text(tokens[0], asked)) == list(take_text(source, asked))
@@ -227,8 +228,13 @@ def test_short_and_all_held_out_texts_are_kept(settings, tmp_path):
 
 def test_too_little_is_told(settings, written):
     cached = f"data.tokens={written}"
+    longer = settings(cached, "train.budget_tokens=3073")
     with pytest.raises(UsageError, match=r"holds 12 steps, the run makes 13; `summerlm data tok"):
-        open_run_data(settings(cached, "train.budget_tokens=3073"))
+        open_run_data(longer)
+    assert not longer.run.folder.exists()
+    assert hashes(longer) == hashes(settings())
+    with pytest.raises(UsageError, match="holds 12 steps, step 13 is asked for"):
+        hashes(longer, 13)
     with pytest.raises(UsageError, match=r"characters_per_source = 600, 601 are asked for"):
         open_run_data(settings(cached, "validation.characters_per_source=601"))
     with pytest.raises(UsageError, match=r"gone/MANIFEST\.json: No such file"):
