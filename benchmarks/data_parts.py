@@ -153,29 +153,47 @@ class Bench:
             return {"chain": self._summary(*self._slices([child]))}
 
     def _peer(self) -> Figures:
-        """Time slices of both chains in turn, after choosing the peer's size of batches."""
-        tried = {}
+        """Time slices of ours, the peer and the corrected peer in turn."""
         with self._ours("peer", tokenizer_folder=str(self._folder)) as child:
             job = child.answer()
+        tried: dict[int, list[Figures]] = {}
         for batch in self._amounts.batches:
             with self._datasets(job, batch) as child:
-                child.answer()  # its version
-                tried[batch] = self._summary(*self._slices([child], 1))["tokens_per_second"]
-        best = max(tried, key=lambda batch: tried[batch]["median"])
-        with self._ours("chain", workers=0) as ours, self._datasets(job, best) as other:
-            version = other.answer()["version"]
-            chain, peer = (self._summary(each) for each in self._slices([ours, other]))
-        every, useful = (
-            chain[key]["median"] / peer[key]["median"] if peer[key]["median"] else None
-            for key in ("tokens_per_second", "useful_tokens_per_second")
-        )
+                version = child.answer()["version"]
+                tried[batch] = self._slices([child], 1)[0]
+        rates = {
+            batch: self._summary(slices)["tokens_per_second"] for batch, slices in tried.items()
+        }
+        best = max(rates, key=lambda batch: rates[batch]["median"])
+        lengths = mean_lengths([each for slices in tried.values() for each in slices])
+        corrected = {
+            **job,
+            "sources": [
+                {**source, "weight": source["weight"] / lengths[source["name"]]}
+                for source in job["sources"]
+            ],
+        }
+        with (
+            self._ours("chain", workers=0) as first,
+            self._datasets(job, best) as second,
+            self._datasets(corrected, best) as third,
+        ):
+            second.answer()
+            third.answer()
+            slices = self._slices([first, second, third])
+        chain, peer, other = (self._summary(each) for each in slices)
         return {
             "chain": chain,
-            "peer": {"datasets": version, "map_batch": best, "tried": tried, **peer},
-            "chain_to_peer": {
-                "all_tokens": every,
-                "useful_tokens": useful,
-                "useful_tokens_if_half_are_dropped": useful and useful / ORIGINAL_KEEPS,
+            "peer": {"datasets": version, "map_batch": best, "tried": rates, **peer},
+            "corrected_peer": {"tokens_per_document": lengths, **other},
+            "ratios": {
+                "all tokens": _ratio(chain, peer, "tokens_per_second"),
+                "useful tokens": _ratio(chain, peer, "useful_tokens_per_second"),
+                "useful tokens, half of blocks lost": _ratio(
+                    chain, peer, "useful_tokens_per_second", ORIGINAL_KEEPS
+                ),
+                "all tokens, corrected": _ratio(chain, other, "tokens_per_second"),
+                "useful tokens, corrected": _ratio(chain, other, "useful_tokens_per_second"),
             },
         }
 
@@ -233,6 +251,16 @@ class Bench:
         )
 
 
+def mean_lengths(slices: Sequence[Figures]) -> dict[str, float]:
+    """Give the mean tokens of a document of each source that the slices met."""
+    tokens: Counter[str] = Counter()
+    documents: Counter[str] = Counter()
+    for each in slices:
+        tokens.update(each["tokens"])
+        documents.update(each["documents"])
+    return {name: tokens[name] / documents[name] for name in documents}
+
+
 def useful_share(tokens: Mapping[str, int], weights: Mapping[str, float]) -> float:
     """Tell which part of a stream can be kept so that the kept tokens' shares are the weights.
 
@@ -249,3 +277,9 @@ def useful_share(tokens: Mapping[str, int], weights: Mapping[str, float]) -> flo
     """
     kept = min(tokens.get(name, 0) / weight for name, weight in weights.items())
     return kept * sum(weights.values()) / sum(tokens.values())
+
+
+def _ratio(ours: Figures, other: Figures, key: str, kept: float = 1.0) -> float | None:
+    """Divide the medians of a figure, of which the other keeps a part; None for nothing kept."""
+    divisor = other[key]["median"] * kept
+    return ours[key]["median"] / divisor if divisor else None

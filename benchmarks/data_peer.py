@@ -16,8 +16,8 @@ choice or errs at its own cost, this takes what is best for the chain:
 Every document carries the number of its source through the chain, to count tokens by source.
 
 Protocol: the job is a JSON object in the first argument. Each line read is a number of tokens to
-make at least; the answer is a JSON line: seconds, and tokens by source. A slice ends where a batch
-of `map` ends, so that no work is done in one slice and counted in the next.
+make at least; the answer is a JSON line: seconds, tokens and documents by source. A slice ends
+where a batch of `map` ends, so that no work is done in one slice and counted in the next.
 """
 
 import json
@@ -54,13 +54,18 @@ def main() -> None:
     names = [source["name"] for source in job["sources"]]
     print(json.dumps({"version": datasets.__version__}), flush=True)
     for line in sys.stdin:
-        counts: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
+        documents: Counter[str] = Counter()
         began = time.perf_counter()
-        for documents, (source, targets) in enumerate(chain, start=1):
-            counts[names[source]] += targets
-            if counts.total() >= int(line) and documents % job["batch"] == 0:
+        for source, targets in chain:
+            tokens[names[source]] += targets
+            documents[names[source]] += 1
+            if tokens.total() >= int(line) and documents.total() % job["batch"] == 0:
                 break
-        print(json.dumps({"seconds": time.perf_counter() - began, "tokens": counts}), flush=True)
+        seconds = time.perf_counter() - began
+        print(
+            json.dumps({"seconds": seconds, "tokens": tokens, "documents": documents}), flush=True
+        )
     os._exit(0)  # `datasets` sleeps for seconds when a stream is left early
 
 

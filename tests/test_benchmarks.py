@@ -111,6 +111,8 @@ def test_data_writes_its_figures_and_a_table(toy, tmp_path):
     assert figures["quick"] is True
     assert figures["memory"]["lanes"] == 4
     assert figures["memory"]["bytes"] > 0
+    assert figures["memory"]["bytes_per_lane"] == figures["memory"]["bytes"] // 4
+    assert figures["stages"]["sample_tokens"]["web"] >= 2000
     stages = figures["stages"]["tokens_per_second"]
     assert stages.keys() == {"web", "books", "talk", "mixture"}
     for stage in ("read", "tokenize", "pack"):
@@ -155,14 +157,18 @@ def test_data_compares_with_datasets(toy, tmp_path):
             f"{PEER_PYTHON} has no `datasets`; set SUMMERLM_TEST_PEER_PYTHON to one that has"
         )
     figures, table = run_data(toy, tmp_path, *only("peer"), "--peer-python", PEER_PYTHON)
-    peer, chain, ratios = (figures[key] for key in ("peer", "chain", "chain_to_peer"))
+    chain, peer, corrected = (figures[key] for key in ("chain", "peer", "corrected_peer"))
     assert_chain(chain, useful_at_least=0.8)
     assert_chain(peer, useful_at_least=0)
     assert peer["useful_share"] < 0.5  # its weights choose documents, and books are long
+    assert_chain(corrected, useful_at_least=peer["useful_share"])
     assert str(peer["map_batch"]) in peer["tried"]
-    rates = [side["tokens_per_second"]["median"] for side in (chain, peer)]
-    assert ratios["all_tokens"] == pytest.approx(rates[0] / rates[1])
-    assert "ratio, useful tokens" in table
+    for side, ratio in ((peer, "all tokens"), (corrected, "all tokens, corrected")):
+        rates = [each["tokens_per_second"]["median"] for each in (chain, side)]
+        assert figures["ratios"][ratio] == pytest.approx(rates[0] / rates[1])
+    lost = figures["ratios"]["useful tokens, half of blocks lost"]
+    assert lost == pytest.approx(2 * figures["ratios"]["useful tokens"])
+    assert "chain / peer: useful tokens" in table
 
 
 def test_data_asks_for_datasets_before_it_measures(toy, tmp_path):
