@@ -193,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
             ][:1] or [None]
             return self._bytes(data, {"ETag": '"a-tag-of-the-store"'}, fault)
         if parts[0] == "api":
-            return self._api("/".join(parts[2:4]), parts[4], parts[5], parts[6:], fault)
+            what, revision, *below = parts[4:] or ["revision", BRANCH]
+            return self._api("/".join(parts[2:4]), what, revision, below, fault)
         return self._resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]), fault)
 
     def _redirects(self, parts: list[str]) -> bool:

@@ -214,7 +214,7 @@ globs = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(parts, globs)
 def test_a_glob_means_on_the_hub_what_it_means_on_disk(
     parts: list[str], pattern: list[str]

@@ -1,4 +1,5 @@
 import io
+import itertools
 import random
 
 from hypothesis import given, settings
@@ -24,11 +25,8 @@ def test_reads_what_a_plain_file_reads(
         asked.append((start, stop))
         return DATA[start:stop]
 
-    apart = [  # parts of a file don't overlap
-        part
-        for i, part in enumerate(sorted(parts))
-        if not any(p[1] > part[0] for p in sorted(parts)[:i])
-    ]
+    edges = sorted({edge for part in parts for edge in part})  # parts don't overlap
+    apart = list(itertools.pairwise(edges))[::2]
     plain, reader = io.BytesIO(DATA), RangeReader(read, len(DATA), apart)
     for position, count in reads:
         assert reader.seek(position) == plain.seek(position)

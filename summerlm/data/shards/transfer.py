@@ -18,7 +18,7 @@ from summerlm.data.shards import stores
 from summerlm.data.shards.cache import cached, drafting, making
 from summerlm.data.shards.hashes import hash_file
 from summerlm.data.shards.ranges import RangeReader
-from summerlm.data.shards.retrying import retried
+from summerlm.data.shards.retrying import Transient, retried
 from summerlm.data.shards.web import (
     FORBIDDEN,
     MISSING,
@@ -219,17 +219,19 @@ class Transfer:
         """Compare what is told of a file with what pins it."""
         if told is None:
             raise DataChangedError(f"{file.url}: was a file and is a folder")
-        if told.size not in (None, file.size):
-            raise DataChangedError(
-                f"{file.url}: has {told.size} bytes, and had {file.size} when it was pinned; "
-                "restore it or start a new run"
-            )
         kind, _, value = file.hash.partition(":")
         comparable = kind == "etag" or len(told.tag or "") == _TAGS[kind]
         if told.tag is not None and comparable and told.tag != value:
             raise DataChangedError(
                 f"{file.url}: changed since it was pinned: its tag was {value[:16]} and is "
                 f"{told.tag[:16]}; restore it or start a new run"
+            )
+        if told.size not in (None, file.size):
+            if told.tag is not None and comparable:  # the same file, by its tag: cut on its way
+                raise Transient(f"sends {told.size} of {file.size} bytes")
+            raise DataChangedError(
+                f"{file.url}: has {told.size} bytes, and had {file.size} when it was pinned; "
+                "restore it or start a new run"
             )
 
 

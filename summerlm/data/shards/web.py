@@ -200,9 +200,10 @@ def _ask(method: str, url: str, headers: dict[str, str], most: int, patience: Pa
         raise SourceDownError(f"{url}: its certificate can't be trusted ({error})") from error
     except aiohttp.InvalidURL:
         raise UsageError(f"{url}: is no URL") from None
+    except aiohttp.ServerTimeoutError as error:
+        raise Transient(f"no byte within {stall:g} s") from error
     except TimeoutError as error:
-        seconds = min(stall, patience.left_s)
-        raise Transient(f"no byte within {seconds:.3g} s, or too few in all") from error
+        raise Transient("too slow to end before the deadline") from error
     except (aiohttp.ClientError, OSError) as error:
         raise Transient((str(error) or type(error).__name__).splitlines()[0]) from error
 
