@@ -61,7 +61,7 @@ def show_rows(
     tokenizer = load_tokenizer(settings.tokenizer.name)
     made = _make_step(settings, step, tokenizer)
     of_row = [names[index] for index in made.batch.sources.tolist()]
-    wanted = [row for row, name in enumerate(of_row) if True][:rows]
+    wanted = [row for row, name in enumerate(of_row) if source in (None, name)][:rows]
     console.print(Text(LEGEND, "dim"))
     if not wanted:
         console.print(f"step {step} has no row of {source} among its {len(of_row)}; try others")

@@ -1,12 +1,21 @@
 """Rows as printed: read back to the ids' meaning, whatever the texts spell."""
 
+import io
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.console import Console
 
-from summerlm.recipes.showing import CUT, FIRST, LINE_END, ON, SPECIAL, TEXT, row_lines
+from summerlm.core.config import read_settings
+from summerlm.data.batch import IGNORE
+from summerlm.recipes.batches import open_loader
+from summerlm.recipes.locking import open_data
+from summerlm.recipes.settings import Settings
+from summerlm.recipes.showing import CUT, FIRST, LINE_END, ON, SPECIAL, TEXT, row_lines, show_rows
 from summerlm.tokenizer.learn import learn_bpe
 from summerlm.tokenizer.registry import load_tokenizer
 
@@ -136,3 +145,42 @@ def test_a_character_cut_in_two_is_shown_as_bytes(tokenizers):
     assert len(ids) == 3
     lines = [line.plain for line in row_lines(ids, tokenizer, 100, 60)]
     assert lines == [r"▸ \xc3", r"┊ \xa9!"]
+
+
+@pytest.fixture
+def two_sources(tiny_config, tiny_text):
+    """The tiny run with a second source."""
+    own = [f"path={tiny_text}/*.txt", "weight=1", "licence=x"]
+    return read_settings(Settings, tiny_config, [f"data.sources.more.{line}" for line in own])
+
+
+def printed(settings, rows, step, source):
+    console = Console(width=100, record=True, file=io.StringIO())
+    show_rows(settings, rows, step, source, 1000, console)
+    return console.export_text()
+
+
+def test_rows_are_those_of_the_run_s_own_step(two_sources):
+    tokenizer = load_tokenizer(two_sources.tokenizer.name)
+    sources = open_data(two_sources, write=False)
+    loader = open_loader(two_sources, sources, tokenizer, None, workers=0)
+    step = list(itertools.islice(loader, 3))[-1]
+    names = [["text", "more"][index] for index in step.batch.sources.tolist()]
+    assert len(set(names)) == 2
+    for source in (None, "text", "more"):
+        text = printed(two_sources, 3, 3, source)
+        wanted = [row for row, name in enumerate(names) if source in (None, name)][:3]
+        heads = [line for line in text.splitlines() if line.startswith("step ")]
+        assert len(heads) == len(wanted)
+        for row, head in zip(wanted, heads, strict=True):
+            assert head.startswith(f"step 3, row {row} of 8: {names[row]}, 32 targets")
+            ignored = int((step.batch.targets[row] == IGNORE).sum())
+            assert head.endswith(f", {ignored} ignored" if ignored else "targets")
+            lines = [line.plain for line in row_lines(step.ids[row], tokenizer, 1000, 100)]
+            assert "\n".join([head, *lines]) in text
+
+
+def test_a_step_without_rows_of_the_source_says_so(tiny_config, tiny_text):
+    own = [f"path={tiny_text}/*.txt", "weight=0.0001", "licence=x"]
+    settings = read_settings(Settings, tiny_config, [f"data.sources.rare.{line}" for line in own])
+    assert "step 1 has no row of rare" in printed(settings, 3, 1, "rare")
