@@ -32,8 +32,9 @@ def show_check(facts: Mapping[str, Any], console: Console) -> None:
     for problem in facts["problems"]:
         console.print(Text(f"problem: {problem}", "red"))
     count = len(facts["problems"]) + sum(len(source["problems"]) for source in facts["sources"])
+    warnings = sum(len(source["warnings"]) for source in facts["sources"])
     if facts["ok"]:
-        console.print(Text("nothing is wrong", "green"))
+        console.print(Text(f"nothing is wrong; warnings: {warnings}", "green"))
     else:
         words = "1 problem" if count == 1 else f"{count} problems"
         console.print(Text(f"{words}; exit code {facts['exit_code']}", "red"))
