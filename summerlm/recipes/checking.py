@@ -1,7 +1,7 @@
 """Every source of a run tried before training: is it there, what is in it, how long does it last.
 
 Flow: the command `data check` calls `check_data`, and prints what it returns by `show_check`.
-    1. `check_source` tries each source by itself, so that one that fails hides nothing of others;
+    1. `SourceCheck` tries each source by itself, so that one that fails hides nothing of others;
     2. rows drawn from all over it (`probe`) say what its texts and tokens are like;
     3. what would stop training is a problem and has an exit code, what is only odd is a warning.
 """
