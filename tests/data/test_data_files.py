@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from summerlm.core.errors import UsageError
 from summerlm.data.config import SourceConfig
 from summerlm.data.shards import files, hashes
-from summerlm.data.shards.files import MIRROR_VARIABLE, Listing, find_files, fits
+from summerlm.data.shards.files import MIRROR_VARIABLE, Listing, find_files
+from summerlm.data.shards.globs import fits
 from summerlm.data.shards.transfer import File, Transfer
 
 TRANSFER = Transfer(1, 2)

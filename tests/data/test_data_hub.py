@@ -116,6 +116,17 @@ def test_what_is_pinned_is_not_asked_for(hub: HubServer) -> None:
     assert hub.requests == []
 
 
+def test_a_lock_made_from_a_mirror_holds_for_the_hub(hub: HubServer) -> None:
+    config = SourceConfig(weight=1, hub="owner/name")
+    mirrored = find_files("web", config, hub.folder, Transfer(1, 1))
+    assert mirrored.revision is None
+    found = listed(mirrored)
+    assert found.revision is not None
+    assert [(f.name, f.size, f.hash) for f in found.files] == [
+        (f.name, f.size, f.hash) for f in mirrored.files
+    ]
+
+
 def test_revisions(hub: HubServer) -> None:
     found = listed()
     assert listed(revision=found.revision) == found
@@ -128,7 +139,7 @@ def test_revisions(hub: HubServer) -> None:
     [
         ({"hub": "owner/none"}, "the hub's data set owner/none doesn't exist, or may only be read"),
         ({"data_dir": "none"}, "owner/name has no folder 'none' at revision 'main'"),
-        ({"files": "*.csv"}, r"no file matches '\*.csv' below owner/name"),
+        ({"files": "*.csv"}, r"no file matches '\*.csv' in owner/name"),
         ({"data_dir": "../x"}, "must stay below"),
     ],
 )

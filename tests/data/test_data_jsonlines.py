@@ -17,6 +17,7 @@ from summerlm.core.errors import (
 )
 from summerlm.data.config import SourceConfig
 from summerlm.data.shards import jsonlines
+from summerlm.data.shards import lines as lines_module
 from summerlm.data.shards import rows as reasons
 from summerlm.data.shards.files import find_files
 from summerlm.data.shards.formats import open_shards
@@ -119,7 +120,7 @@ def test_the_copy_is_made_once_per_content_and_column(
     shard = opened(path)
     assert shard.file.size == path.stat().st_size
     with monkeypatch.context() as patch:
-        patch.delattr(jsonlines, "_rows")  # nothing may be read anew
+        patch.delattr(jsonlines, "rows_of")  # nothing may be read anew
         assert rows(opened(again)) == ["one"]
     assert rows(opened(path, column="title")) == ["two"]
     path.write_bytes(lines({"text": "six"}))
@@ -270,7 +271,7 @@ def test_a_template_has_a_copy_of_its_own(tmp_path: Path) -> None:
 def test_a_line_without_end_stays_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonlines, "LINE_BYTES", 100)
+    monkeypatch.setattr(lines_module, "LINE_BYTES", 100)
     path = tmp_path / "a.jsonl"
     long = lines({"text": "x" * 1000})
     edge = lines({"text": "y" * 87})

@@ -7,25 +7,20 @@ disk's or store's order. A mirror of the hub lists what the hub itself would lis
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
+from pathlib import Path
 
-from summerlm.core.errors import SourceDownError, UsageError
+from summerlm.core.errors import UsageError
 from summerlm.core.progress import Progress, silent
 from summerlm.data.config import SourceConfig
-from summerlm.data.shards import stores, web
-from summerlm.data.shards.hashes import remembered_hashes
+from summerlm.data.shards.globs import fits, pattern_of
+from summerlm.data.shards.hashes import hash_file, remembered_hashes
 from summerlm.data.shards.hub import file_url, list_repository
-from summerlm.data.shards.transfer import File, Transfer, in_words
-from summerlm.data.shards.web import MISSING, Refused, Told, is_web
+from summerlm.data.shards.remote import list_store
+from summerlm.data.shards.transfer import File, Transfer
 
 MIRROR_VARIABLE = "SUMMERLM_HUB_MIRROR"
-EVERYTHING = "**/*"
-THREADS = 16  # files asked about at once
 
 
 @dataclass
@@ -78,8 +73,8 @@ def find_files(
         return Listing(pinned.revision if pinned else None, files)
     assert config.path is not None
     if "://" in config.path:
-        web.check_scheme(source, config.path)
-        return Listing(None, _in_store(source, config.path, config, transfer, pinned))
+        known = pinned.files if pinned else None
+        return Listing(None, list_store(source, config.path, config, transfer, known))
     path = Path(os.path.abspath(Path(config.path).expanduser()))
     if path.is_dir():
         return Listing(None, _in_folder(source, path, config, pinned, progress))
@@ -94,35 +89,6 @@ def find_files(
         raise UsageError(f"source {source}: {path}: no such file or folder")
     folder, pattern = Path(*path.parts[:wild]), str(Path(*path.parts[wild:]))
     return Listing(None, _hashed(folder, _matches(source, folder, pattern), pinned, progress))
-
-
-def fits(name: str, pattern: str) -> bool:
-    """Tell whether a name matches a glob, as `glob.glob` of Python has it.
-
-    Args:
-        name: A path with `/`.
-        pattern: The glob: `**` crosses folders, and a leading dot must be spelled out.
-
-    Returns:
-        Whether it matches.
-
-    Example:
-        >>> fits("data/en/0.parquet", "data/**/*.parquet"), fits("data/.0.parquet", "**/*")
-        (True, False)
-    """
-    return _fits(name.split("/"), pattern.split("/"))
-
-
-def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    if not parts or not pattern:
-        return not parts and not pattern
-    hidden = parts[0].startswith(".")
-    if pattern[0] == "**":
-        if len(pattern) == 1:
-            return not any(part.startswith(".") for part in parts)
-        return _fits(parts, pattern[1:]) or (not hidden and _fits(parts[1:], pattern))
-    shown = not hidden or pattern[0].startswith(".")
-    return shown and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def _environments_mirror() -> Path | None:
@@ -140,26 +106,28 @@ def _in_hub(
             pinned.revision,
             [replace(f, url=file_url(config.hub, pinned.revision, f.name)) for f in pinned.files],
         )
-    pattern = _pattern(source, config)
+    pattern = pattern_of(source, config)
     commit, files = list_repository(source, config.hub, config.revision, config.data_dir, transfer)
     found = [file for file in files if fits(file.name, pattern)]
-    return Listing(commit, _sorted(source, found, pattern, config.hub))
+    if not found:
+        raise UsageError(f"source {source}: no file matches {pattern!r} in {config.hub}")
+    kinds = _kinds(pinned)
+    for index, file in enumerate(found):
+        if file.hash.startswith("git:") and kinds.get(file.name) == "sha256":  # a mirror's lock
+            found[index] = replace(file, hash=hash_file(transfer.fetch(file), "sha256"))
+    return Listing(commit, sorted(found, key=lambda file: file.name))
+
+
+def _kinds(pinned: Listing | None) -> dict[str, str]:
+    """Give the kind of hash that a lock has for each file."""
+    return {file.name: file.hash.partition(":")[0] for file in pinned.files} if pinned else {}
 
 
 def _in_folder(
     source: str, folder: Path, config: SourceConfig, pinned: Listing | None, progress: Progress
 ) -> list[File]:
-    names = _matches(source, folder, _pattern(source, config))
+    names = _matches(source, folder, pattern_of(source, config))
     return _hashed(folder, names, pinned, progress)
-
-
-def _pattern(source: str, config: SourceConfig) -> str:
-    """Give the glob below the folder or repository that the settings ask for."""
-    for setting in (config.data_dir, config.files):
-        if setting and (PurePosixPath(setting).is_absolute() or ".." in setting.split("/")):
-            raise UsageError(f"source {source}: {setting!r} must stay below the source's folder")
-    below = glob.escape(config.data_dir.strip("/")) + "/" if config.data_dir else ""
-    return below + (config.files or EVERYTHING)
 
 
 def _matches(source: str, folder: Path, pattern: str) -> list[str]:
@@ -178,70 +146,8 @@ def _hashed(
     folder: Path, names: Sequence[str], pinned: Listing | None, progress: Progress
 ) -> list[File]:
     """Pin files of this machine, each by the kind of hash that the lock has for it."""
-    kinds = {file.name: file.hash.partition(":")[0] for file in pinned.files} if pinned else {}
+    kinds = _kinds(pinned)
     folder = Path(os.path.abspath(folder))
     wanted = [(name, "git" if kinds.get(name) == "git" else "sha256") for name in names]
     known = remembered_hashes(folder, wanted, progress)
     return [File(name, str(folder / name), *known[name]) for name in names]
-
-
-def _in_store(
-    source: str, url: str, config: SourceConfig, transfer: Transfer, pinned: Listing | None
-) -> list[File]:
-    """List a file, a folder or a glob of a store; without asking it where files are pinned."""
-    magic = "*[" if is_web(url) else "*?["  # in an address, `?` begins a query
-    scheme, _, path = url.partition("://")
-    parts = path.split("/")
-    wild = next((i for i, part in enumerate(parts) if set(part) & set(magic)), None)
-    folder, pattern = url.rstrip("/"), _pattern(source, config)
-    single = wild is None and not (url.endswith("/") or config.files or config.data_dir)
-    if wild is not None:
-        if config.files or config.data_dir:
-            raise UsageError(f"source {source}: `files` and `data_dir` go with a folder, not {url}")
-        folder = f"{scheme}://{'/'.join(parts[:wild])}"
-        pattern = "/".join(parts[wild:])
-    try:
-        if single and pinned is not None and [f.name for f in pinned.files] == [_last(url)]:
-            return [replace(pinned.files[0], url=url)]
-        if pinned is not None:
-            return [replace(file, url=f"{folder}/{file.name}") for file in pinned.files]
-        if single and (told := transfer.ask(url, lambda p: stores.describe(url, p))) is not None:
-            return [_pinned_by(source, _last(url), url, told)]
-        found = transfer.ask(folder, lambda patience: stores.find(folder, patience))
-    except Refused as refusal:
-        reason = "no such file or folder" if refusal.status == MISSING else in_words(refusal, url)
-        raise UsageError(f"source {source}: {url}: {reason}") from None
-    places = {unquote(f.url[len(folder) + 1 :]): f for f in found if f.url.startswith(folder + "/")}
-    chosen = {name: place for name, place in places.items() if fits(name, pattern)}
-    with ThreadPoolExecutor(THREADS) as threads:  # pages of links don't tell sizes
-        files = list(
-            threads.map(
-                lambda item: _pinned_by(source, item[0], item[1].url, _told(item[1], transfer)),
-                chosen.items(),
-            )
-        )
-    return _sorted(source, files, pattern, folder)
-
-
-def _told(found: stores.Found, transfer: Transfer) -> Told:
-    if found.told.size is not None:
-        return found.told
-    told = transfer.ask(found.url, lambda patience: stores.describe(found.url, patience))
-    return told or Told(None, None)
-
-
-def _pinned_by(source: str, name: str, url: str, told: Told) -> File:
-    if told.size is None:
-        raise SourceDownError(f"source {source}: {url}: the server doesn't tell the file's size")
-    return File(name, url, told.size, f"etag:{told.tag or ''}")
-
-
-def _last(url: str) -> str:
-    return unquote(url.partition("://")[2].partition("?")[0].rpartition("/")[2])
-
-
-def _sorted(source: str, files: Iterable[File], pattern: str, place: str) -> list[File]:
-    ordered = sorted(files, key=lambda file: file.name)
-    if not ordered:
-        raise UsageError(f"source {source}: no file matches {pattern!r} below {place}")
-    return ordered

@@ -6,12 +6,13 @@ footers are read here; with them nothing is, and a shard checks them when it is 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from io import BytesIO
 from typing import TypeVar
 
-from summerlm.core.errors import DataChangedError, UsageError
+from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.progress import Progress, silent
 from summerlm.data.config import SourceConfig
-from summerlm.data.shards.hashes import hash_file
+from summerlm.data.shards.hashes import hash_stream
 from summerlm.data.shards.jsonlines import make_copies, open_json_lines
 from summerlm.data.shards.parquet import ParquetShard, open_parquet
 from summerlm.data.shards.rows import Row, plain_text
@@ -37,13 +38,15 @@ class TextShard(Shard):
     def read(self, group: int, start: int, stop: int) -> Iterator[Row]:  # noqa: D102
         assert (group, start, stop) == (0, 0, 1)
         path = self.transfer.fetch(self.file)
-        with reading(self.file.url):
+        with reading(str(path)):
             data = path.read_bytes()
-            kind = self.file.hash.partition(":")[0]
-            if kind != "etag" and hash_file(path, kind) != self.file.hash:
-                raise DataChangedError(
-                    f"{self.file.url}: changed since it was pinned; restore it or start a new run"
-                )
+        kind = self.file.hash.partition(":")[0]
+        if kind != "etag" and hash_stream(BytesIO(data), len(data), kind) != self.file.hash:
+            if self.file.local is None:
+                raise SourceDownError(f"{path}: damaged; delete this copy, it is fetched again")
+            raise DataChangedError(
+                f"{path}: changed since it was pinned; restore it or start a new run"
+            )
         yield plain_text(data)
 
 

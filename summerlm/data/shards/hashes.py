@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from summerlm.core.errors import SourceDownError
 from summerlm.core.progress import Progress, silent
@@ -23,7 +23,7 @@ _THREADS = 8
 
 
 def hash_file(path: Path, kind: str) -> str:
-    r"""Hash a file.
+    """Hash a file.
 
     Args:
         path: The file.
@@ -31,18 +31,30 @@ def hash_file(path: Path, kind: str) -> str:
 
     Returns:
         The hash, as `sha256:...` or `git:...`.
+    """
+    with path.open("rb") as file:
+        return hash_stream(file, os.fstat(file.fileno()).st_size, kind)
+
+
+def hash_stream(stream: BinaryIO, size: int, kind: str) -> str:
+    r"""Hash what a stream still gives.
+
+    Args:
+        stream: The bytes.
+        size: How many they are.
+        kind: As for `hash_file`.
+
+    Returns:
+        The hash, as `hash_file` gives it.
 
     Source:
         Pro Git, section 10.2, "Git objects": sha1 over `blob <bytes>\0` and the bytes.
     """
-    with path.open("rb") as file:
-        if kind == "sha256":
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        assert kind == "git"
-        digest = hashlib.sha1(f"blob {os.fstat(file.fileno()).st_size}\0".encode())
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return f"git:{digest.hexdigest()}"
+    assert kind in ("sha256", "git")
+    digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {size}\0".encode())
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return f"{kind}:{digest.hexdigest()}"
 
 
 def remembered_hashes(

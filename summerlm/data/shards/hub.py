@@ -2,8 +2,8 @@
 
 Flow: `files` lists a repository here, once; its files are then read by `transfer` like any other.
 The two pages of the hub's API are read by `web`, under the same retries and deadline as
-everything else: the client of `huggingface_hub` has no timeout, and sleeps as long as a server
-asks. The library still tells where the hub is and who the user is.
+everything else: the hub's own client has no timeout, and sleeps as long as a server asks. That
+library still tells where the hub is and who the user is.
 
 Source:
     https://huggingface.co/docs/hub/api, "Get dataset information" and the tree of a repository.

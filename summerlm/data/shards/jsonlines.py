@@ -5,38 +5,34 @@ time its text is copied into a parquet file of the cache folder, which is then r
 The cache is keyed by the file's hash and the selection, so a changed file is copied anew.
 """
 
-import codecs
-import gzip
-import json
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from summerlm.core.errors import DamagedError, DataChangedError, SourceDownError, UsageError
+from summerlm.core.errors import DamagedError, SourceDownError, SummerError
 from summerlm.core.progress import Progress
 from summerlm.data.shards.cache import cached, drafting, making
-from summerlm.data.shards.hashes import hash_file
+from summerlm.data.shards.lines import rows_of
 from summerlm.data.shards.parquet import check_groups, forget, group_sizes, parquet_file, stripe
-from summerlm.data.shards.rows import BAD_UTF8, NOT_JSON, TOO_LONG, Dropped, Row
+from summerlm.data.shards.rows import Dropped, Row
 from summerlm.data.shards.selection import Selection
-from summerlm.data.shards.shard import Shard, nearest_first, reading
+from summerlm.data.shards.shard import Shard, reading
 from summerlm.data.shards.transfer import File, Transfer
 
 CACHE_VERSION = 2  # of the copy's layout, of `rows` and of the group sizes below
 GROUP_BYTES = 1 << 20  # a group of the copy closes at this much text...
 GROUP_ROWS = 1000  # ...or this many rows
-LINE_BYTES = 1 << 28  # a longer line has no text: it is no document but a file without lines
 
 _COLUMN = "row"
 _ROW = pa.struct([("text", pa.large_string()), ("fault", pa.string())])  # one of the two is null
@@ -135,15 +131,21 @@ def make_copies(
     # not forked: threads of this process may hold locks; and not from the fork server, which
     # would then lack what the loader's workers want loaded in it
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(processes, context, initializer=_settle) as pool:
         jobs = [pool.submit(_make_copy_there, file, selection, transfer) for file in missing]
         try:
             for done, job in enumerate(as_completed(jobs)):
                 transfer.incidents += job.result()
                 progress("converting JSON lines", done + 1, len(missing))
+        except BrokenProcessPool:
+            raise SummerError(
+                "a process that converts JSON lines died; look for an out-of-memory kill"
+            ) from None
         except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.kill()
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.kill()
             raise
 
 
@@ -186,70 +188,12 @@ def make_copy(file: File, selection: Selection, transfer: Transfer) -> Path:
         if not copy.exists():
             path = transfer.fetch(file)
             try:
-                _write(copy, _rows(file, path, selection))
+                _write(copy, rows_of(file, path, selection))
             except DamagedError as damage:
                 transfer.incidents.append({"reason": f"{damage}; read anew"})
                 forget(file, transfer)
-                _write(copy, _rows(file, transfer.fetch(file), selection))
+                _write(copy, rows_of(file, transfer.fetch(file), selection))
     return copy
-
-
-def _rows(file: File, path: Path, selection: Selection) -> Iterator[Row]:
-    """Read every line; those of white space only are no rows."""
-    wanted = {selection.column, *(condition.column for condition in selection.where)}
-    missing = set(wanted)
-    keys: dict[str, None] = {}  # of the objects seen so far, in order, until all wanted are met
-    with reading(file.url), _opened(path, file.name) as opened:
-        for line in _lines(opened):
-            if not line.strip():
-                continue
-            value = _parse(line)
-            if isinstance(value, Dropped):
-                yield value
-                continue
-            if missing:
-                keys.update(dict.fromkeys(value))
-                missing -= keys.keys()
-            yield selection.row(value)
-        kind = file.hash.partition(":")[0]
-        if file.local is not None and hash_file(path, kind) != file.hash:
-            raise DataChangedError(f"{path}: changed since it was listed; start again")
-    if not keys:
-        raise UsageError(f"{file.url}: holds no JSON object; write one a line")
-    for key in sorted(missing):
-        names = nearest_first(key, list(keys))
-        raise UsageError(f"{file.url}: no key {key!r}; its keys are: {names}")
-
-
-def _opened(path: Path, name: str) -> BufferedIOBase:
-    if name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
-    if name.lower().endswith(".zst"):
-        # Arrow's, as it tells a cut file from a whole one and reads frame after frame
-        return BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 20)
-    return path.open("rb")
-
-
-def _lines(file: BufferedIOBase) -> Iterator[bytes]:
-    """Read lines; of one that is too long only the head, so that it never fills the memory."""
-    first = True
-    while line := file.readline(LINE_BYTES):
-        yield line.removeprefix(codecs.BOM_UTF8) if first else line
-        first = False
-        while len(line) == LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(LINE_BYTES)
-
-
-def _parse(line: bytes) -> dict[str, Any] | Dropped:
-    if len(line) >= LINE_BYTES:
-        return TOO_LONG
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return BAD_UTF8
-    except (ValueError, RecursionError):  # no JSON, a number beyond Python's, nested too deep
-        return NOT_JSON
-    return value if isinstance(value, dict) else NOT_JSON
 
 
 def _write(copy: Path, rows: Iterator[Row]) -> None:

@@ -50,7 +50,8 @@ class ParquetShard(Shard):
         yield from self._read(_nearby(self.file, self.transfer), group, start, stop)
 
     def _read(self, file: File, group: int, start: int, stop: int) -> Iterator[Row]:
-        columns = [self.selection.column, *(".".join(c.path) for c in self.selection.where)]
+        paths = [".".join(condition.path) for condition in self.selection.where]
+        columns = list(dict.fromkeys([self.selection.column, *paths]))
         name = self.file.url
         with (
             reading(f"{name}: row group {group}"),
@@ -80,7 +81,8 @@ def open_parquet(file: File, selection: Selection, transfer: Transfer) -> Parque
     """
     try:
         return _open(file, selection, transfer)
-    except DamagedError:
+    except DamagedError as damage:
+        transfer.incidents.append({"reason": f"{damage}; read anew"})
         forget(file, transfer)
         return _open(file, selection, transfer)
 

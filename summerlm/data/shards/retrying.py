@@ -58,25 +58,23 @@ def retried(
         SourceDownError: If none was good in time; it names the last reason.
     """
     start = time.monotonic()
-    reason = ""
     for number in itertools.count(1):
         try:
             result = attempt(deadline_s - (time.monotonic() - start))
-        except Transient as fault:
-            reason = str(fault)
-            wait = _pause(number, fault, deadline_s)
+        except Transient as transient:
+            fault, wait = transient, _pause(number, transient, deadline_s)
         else:
             if number > 1:
-                note({"reason": f"{what}: {reason}; read at attempt {number}", "attempts": number})
+                note({"reason": f"{what}: {fault}; read at attempt {number}", "attempts": number})
             return result
         spent = time.monotonic() - start
         if spent + wait >= deadline_s:
             break
         time.sleep(wait)
-    note({"reason": f"{what}: {reason}; given up at attempt {number}", "attempts": number})
-    asked = f", and asks to wait {wait:.0f} s" if wait > deadline_s / 5 else ""
+    note({"reason": f"{what}: {fault}; given up at attempt {number}", "attempts": number})
+    asked = f", and asks to wait {fault.retry_after_s:.0f} s" if fault.retry_after_s else ""
     raise SourceDownError(
-        f"{what}: {reason}{asked}; {number} attempts in {spent:.0f} of data.deadline_s = "
+        f"{what}: {fault}{asked}; {number} attempts in {spent:.0f} of data.deadline_s = "
         f"{deadline_s:g} s"
     )
 

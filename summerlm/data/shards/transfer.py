@@ -131,6 +131,7 @@ class Transfer:
                 self._checked.add(file.url)
             data, told = stores.read(file.url, start, stop, file.size, patience)
             self._check(file, told)
+            assert len(data) == stop - start
             return data
 
         try:
@@ -162,13 +163,12 @@ class Transfer:
             return path
         copy = self.copy_of(file)
         with making(copy):
-            if not copy.exists() and not self._download(file, copy):
-                self.incidents.append({"reason": f"{file.url}: bytes with another hash; read anew"})
-                if not self._download(file, copy):
-                    raise DamagedError(
-                        f"{file.url}: its bytes don't have the hash {file.hash}, and not when read "
-                        "again; mend the file at its source"
-                    )
+            if not copy.exists():
+                try:
+                    self._download(file, copy)
+                except DamagedError as damage:
+                    self.incidents.append({"reason": f"{damage}; read anew"})
+                    self._download(file, copy)
         return copy
 
     def copy_of(self, file: File) -> Path:
@@ -197,37 +197,29 @@ class Transfer:
             self.incidents.append,
         )
 
-    def _download(self, file: File, copy: Path) -> bool:
-        """Write a copy, if the bytes are the pinned ones."""
-
-        class Wrong(Exception):  # noqa: N818
-            pass
-
+    def _download(self, file: File, copy: Path) -> None:
+        """Write a copy, whose bytes must have the pinned hash."""
         kind = file.hash.partition(":")[0]
-        try:
-            with drafting(copy) as draft:
-                for start in range(0, file.size, PIECE_BYTES):
-                    draft.write(self.read(file, start, min(start + PIECE_BYTES, file.size)))
-                draft.flush()
-                if kind != "etag" and hash_file(Path(draft.name), kind) != file.hash:
-                    raise Wrong
-        except Wrong:
-            return False
-        return True
+        with drafting(copy) as draft:
+            for start in range(0, file.size, PIECE_BYTES):
+                draft.write(self.read(file, start, min(start + PIECE_BYTES, file.size)))
+            draft.flush()
+            if kind != "etag" and hash_file(Path(draft.name), kind) != file.hash:
+                raise DamagedError(f"{file.url}: its bytes don't have the hash {file.hash}")
 
     def _check(self, file: File, told: Told | None) -> None:
         """Compare what is told of a file with what pins it."""
         if told is None:
             raise DataChangedError(f"{file.url}: was a file and is a folder")
         kind, _, value = file.hash.partition(":")
-        comparable = kind == "etag" or len(told.tag or "") == _TAGS[kind]
-        if told.tag is not None and comparable and told.tag != value:
+        comparable = len(told.tag or "") == _TAGS[kind] if kind in _TAGS else told.tag and value
+        if comparable and told.tag != value:
             raise DataChangedError(
                 f"{file.url}: changed since it was pinned: its tag was {value[:16]} and is "
-                f"{told.tag[:16]}; restore it or start a new run"
+                f"{(told.tag or '')[:16]}; restore it or start a new run"
             )
         if told.size not in (None, file.size):
-            if told.tag is not None and comparable:  # the same file, by its tag: cut on its way
+            if comparable:  # the same file, by its tag: cut on its way
                 raise Transient(f"sends {told.size} of {file.size} bytes")
             raise DataChangedError(
                 f"{file.url}: has {told.size} bytes, and had {file.size} when it was pinned; "

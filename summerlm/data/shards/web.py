@@ -34,7 +34,7 @@ class Told(NamedTuple):
     """What a store says of a file beside its bytes; None = it doesn't say."""
 
     size: int | None
-    tag: str | None  # ETag, without quotes
+    tag: str | None  # ETag without quotes, or what stands in for it
 
 
 class Refused(Exception):  # noqa: N818 - its reader decides what it means
@@ -172,9 +172,14 @@ def check_scheme(source: str, url: str) -> None:
 def _ask(method: str, url: str, headers: dict[str, str], most: int, patience: Patience) -> Answer:
     """Send a request and read at most so many bytes of a good answer's body."""
     import aiohttp
+    import yarl
     from fsspec import filesystem
     from fsspec.asyn import sync
 
+    try:
+        address = yarl.URL(url)
+    except ValueError as error:
+        raise UsageError(f"{url}: is no URL ({error})") from None
     system = filesystem("http", client_kwargs={"trust_env": True})  # proxies of the environment
     headers = {"Accept-Encoding": "identity", **headers, **_authorization(url)}
     stall = patience.stall_s
@@ -183,7 +188,7 @@ def _ask(method: str, url: str, headers: dict[str, str], most: int, patience: Pa
     async def ask() -> Answer:
         session = await system.set_session()
         request = session.request(
-            method, _encoded(url), headers=headers, timeout=timeout, allow_redirects=True
+            method, address, headers=headers, timeout=timeout, allow_redirects=True
         )
         async with request as response:
             told = _told(response, whole="Range" not in headers)
@@ -198,20 +203,12 @@ def _ask(method: str, url: str, headers: dict[str, str], most: int, patience: Pa
         return sync(system.loop, ask, timeout=patience.left_s)
     except aiohttp.ClientConnectorCertificateError as error:
         raise SourceDownError(f"{url}: its certificate can't be trusted ({error})") from error
-    except aiohttp.InvalidURL:
-        raise UsageError(f"{url}: is no URL") from None
     except aiohttp.ServerTimeoutError as error:
         raise Transient(f"no byte within {stall:g} s") from error
     except TimeoutError as error:
         raise Transient("too slow to end before the deadline") from error
     except (aiohttp.ClientError, OSError) as error:
         raise Transient((str(error) or type(error).__name__).splitlines()[0]) from error
-
-
-def _encoded(url: str) -> Any:
-    import yarl
-
-    return yarl.URL(url, encoded=True)
 
 
 def _authorization(url: str) -> dict[str, str]:
@@ -230,7 +227,7 @@ def _told(response: Any, whole: bool) -> Told:
     if linked:
         size, tag = linked[0].get("X-Linked-Size"), linked[0]["X-Linked-Etag"]
     else:
-        tag = response.headers.get("ETag")
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
         size = response.headers.get("Content-Length") if whole else None
     total = response.headers.get("Content-Range", "").rpartition("/")[2]
     if total.isdecimal():
