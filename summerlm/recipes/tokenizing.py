@@ -109,7 +109,7 @@ def _begin(
 ) -> Manifest:
     """Write a folder of no steps."""
     characters = settings.validation.characters_per_source
-    texts = {source.name: _held_out(source, characters) for source in sources}
+    texts = {source.name: keep_held_out(source, characters) for source in sources}
     write_lock(out / LOCK, [source.lock() for source in sources])
     write_json(out / HELD_OUT, texts)
     files = {name: Entry.of((out / name).read_bytes()) for name in (LOCK, HELD_OUT)}
@@ -125,8 +125,16 @@ def _begin(
     return manifest
 
 
-def _held_out(source: Source, characters: int) -> dict[str, Any]:
-    """Take the texts that `take_text` would, for this many characters or for fewer."""
+def keep_held_out(source: Source, characters: int) -> dict[str, Any]:
+    """Take the texts from which `take_text` takes the same as from the source.
+
+    Args:
+        source: The source.
+        characters: The most characters that validation will ask for.
+
+    Returns:
+        `texts` and `complete`, as `TokenSource` takes them.
+    """
     longest = longest_text(characters)
     left = characters + longest  # cut shorter, the texts may have to be one more
     texts: list[str] = []

@@ -13,6 +13,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from summerlm.checkpoint.store import Store, read_tensors
@@ -29,12 +31,12 @@ from summerlm.core.record import read_rows
 from summerlm.data.loader import Loader, hash_steps, merge_states
 from summerlm.data.sources import Source
 from summerlm.data.tokens import writing
-from summerlm.data.tokens.reading import Tokens, TokenSteps
+from summerlm.data.tokens.reading import Tokens, TokenSource, TokenSteps
 from summerlm.recipes.batches import hash_run, open_loader
 from summerlm.recipes.locking import lock_data, open_data, open_run_data
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.settings import Settings
-from summerlm.recipes.tokenizing import tokenize
+from summerlm.recipes.tokenizing import keep_held_out, tokenize
 from summerlm.recipes.watching import take_text
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.train.step import Stepper
@@ -211,16 +213,27 @@ def test_fewer_held_out_texts_are_those_of_the_sources(settings, written, asked)
     assert list(take_text(tokens[0], asked)) == list(take_text(source, asked))
 
 
-def test_short_and_all_held_out_texts_are_kept(settings, tmp_path):
-    """Of texts of every length, whatever the numbers; more than there is, is all of it."""
-    for asked in (50, 90, 5000, 50_000):
-        kept = f"validation.characters_per_source={asked}"
-        write(settings(kept), tmp_path / str(asked))
-        for fewer in (asked, asked * 3 // 4, asked // 2 + 1):
-            now = f"validation.characters_per_source={fewer}"
-            (texts,) = open_run_data(settings(now, f"data.tokens={tmp_path / str(asked)}"))
-            (source,) = open_data(settings(), write=False)
-            assert list(take_text(texts, fewer)) == list(take_text(source, fewer))
+class Texts:
+    """A source's held-out texts."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def held_out(self):
+        return iter(self.texts)
+
+
+LENGTHS = st.lists(st.integers(1, 400) | st.just(10_000), max_size=40) | st.just([999] * 20)
+
+
+@given(LENGTHS, st.integers(64, 2000), st.floats(0, 1))
+def test_texts_kept_for_many_characters_serve_for_fewer(lengths, kept, share):
+    """Also where each is cut shorter and one more is needed for it."""
+    source = Texts(*(chr(97 + n % 26) * length for n, length in enumerate(lengths)))
+    fewer = max(64, int(kept * share))
+    tokens = TokenSource("text", {}, **keep_held_out(source, kept))
+    for asked in (0, fewer, kept):
+        assert list(take_text(tokens, asked)) == list(take_text(source, asked))
 
 
 # what is refused
