@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +123,12 @@ def test_items_too_short_are_told(index):
     assert index.items["arc-easy"] == 300
 
 
+def test_items_without_words_are_no_items():
+    eight = "one two three four five six seven eight"
+    index = ContaminationIndex([("a", [" "]), ("a", ["one two"]), ("a", [eight]), ("b", ["", "!"])])
+    assert (+index.items, +index.too_short) == ({"a": 2}, {"a": 1})
+
+
 def test_a_copy_travels_to_another_process_and_finds_the_same(index, hosts):
     copy = pickle.loads(pickle.dumps(index))
     item = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips"
@@ -159,10 +166,38 @@ def test_hits_are_those_of_plain_comparison(items, text):
     assert index.hit(text) == expected
 
 
+def test_every_run_has_the_name_of_its_set():
+    pieces = [" ".join(f"word{n}x{k}" for k in range(8 + n % 8)) for n in range(60)]
+    index = ContaminationIndex((f"set {n % 7}", [piece]) for n, piece in enumerate(pieces))
+    hits = [index.hit(f"and {piece} so") for piece in pieces]
+    assert [hit.evaluation_set for hit in hits] == [f"set {n % 7}" for n in range(60)]
+
+
+def test_the_longer_run_comes_first():
+    words = " ".join(f"word{n}" for n in range(13))
+    index = ContaminationIndex([("short", [words[:47]]), ("long", [words])])
+    assert index.hit(words) == Overlap(words, "long")
+    assert index.hit(words[:47]) == Overlap(
+        "word0 word1 word2 word3 word4 word5 word6 word7", "short"
+    )
+
+
 def test_the_first_set_that_has_a_run_is_named():
     words = " ".join(f"word{n}" for n in range(13))
     index = ContaminationIndex([("one", ["x"]), ("two", [f"{words} x"]), ("three", [f"y {words}"])])
     assert index.hit(words) == Overlap(words, "two")
+    assert (
+        ContaminationIndex([("one", [words]), ("two", [words])]).hit(words).evaluation_set == "one"
+    )
+
+
+def test_a_text_that_nearly_hits_everywhere_takes_no_longer():
+    zeros = " ".join("0" * 12) + " 1"
+    index = ContaminationIndex([("a", [zeros])])
+    start = time.process_time()
+    assert index.hit("0 " * 300_000) is None
+    assert index.hit("0 " * 300_000 + "1") == Overlap(zeros, "a")
+    assert time.process_time() - start < 3
 
 
 def test_no_sets_and_no_words_hit_nothing():
@@ -222,6 +257,13 @@ def test_words_are_alike_in_every_dress(text):
 def test_words_of_ascii_are_those_of_any_text(text):
     marked = normalised_words(text + " \u2014")  # takes the way of other scripts
     assert normalised_words(text) == marked == re.findall("[a-z0-9]+", text.lower())
+
+
+def test_words_are_alike_in_every_form_of_unicode():
+    assert normalised_words("STRASSE") == normalised_words("straße") == ["strasse"]
+    assert normalised_words("ﬁne １２") == ["fine", "12"]
+    assert normalised_words("cafe\u0301") == normalised_words("CAFÉ")
+    assert normalised_words("don’t") == normalised_words("don't") == ["don", "t"]
 
 
 def test_scripts_without_spaces_are_cut_into_characters():

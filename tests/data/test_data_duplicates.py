@@ -161,6 +161,12 @@ def test_the_earliest_stays_over_all_sources():
     assert lists.near["c"].dtype == lists.exact["a"].dtype == np.int64
 
 
+def test_positions_ascend_whatever_their_order():
+    """Held-out rows may be fed first."""
+    lists = find_duplicates(Document("x", position, "same", False) for position in (5, 9, 3, 7))
+    assert lists.exact["x"].tolist() == [3, 7, 9]
+
+
 def test_only_documents_that_ask_are_compared_by_likeness():
     words = [f"word{n}" for n in range(200)]
     one, two, three = (" ".join([*words, extra]) for extra in "abc")
@@ -321,6 +327,7 @@ def test_every_content_has_its_own_hash():
         DropLists({"a": none, "b": rows}, {"a": none, "b": none}),
         DropLists({"a": none, "b": none}, {"a": rows, "b": none}),
         DropLists({"a": rows[:1], "b": none}, {"a": rows[1:], "b": none}),
+        DropLists({"a": rows, "b": none}, {"a": none, "b": rows}),
         DropLists({"a": rows, "c": none}, {"a": none, "c": none}),
     ]
     assert len({lists.sha256 for lists in variants}) == len(variants)

@@ -101,6 +101,8 @@ def test_the_first_rule_that_hits_is_the_reason():
     assert rules("Write to ann@mail.org") == Cleaned(Dropped("gopher-words"), {})
     assert rules("word " * 60) == Cleaned(Dropped("gopher-stop-words"), {})
     assert rules(PROSE) == Cleaned(Dropped("contamination"), {})
+    bullets = Rules(["gopher-stop-words", "gopher-bullets"])
+    assert bullets("- x\n" * 60) == Cleaned(Dropped("gopher-bullets"), {})
     assert rules(PROSE * 4) == Cleaned(Dropped(TOO_LONG), {})
     assert rules(PROSE.replace("ships", "boats")).text == PROSE.replace("ships", "boats")
 

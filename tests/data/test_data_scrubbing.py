@@ -55,6 +55,7 @@ NO_ADDRESSES = [
     "@app.get('/x')",
     "user@localhost",
     "git clone git@github.com:owner/repository.git",
+    "git clone git@code.io.host.org:owner/repository.git",
     "scp file ann@host.org:/tmp",
     "rsync ann@host.org:~/x .",
     "ssh://git@github.com/owner/repository",
@@ -196,6 +197,8 @@ def test_a_part_or_a_longer_word_is_no_secret(name, secret):
     if not secret.startswith(("xoxe.", "hooks")) and name != "AWS secret key":
         assert scrub_secrets(f"x{secret}")[1] == 0
     assert scrub_secrets(secret[:14])[1] == 0
+    if name not in ("AWS secret key", "GitLab", "JSON web token"):
+        assert scrub_secrets(secret + "x" * 1000)[1] == 0
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -120,13 +120,18 @@ class ContaminationIndex:
         ids = np.fromiter(map(self._vocabulary.get, words, repeat(0)), np.int64, len(words))
         values = self._values[ids]
         # every run begins with a run of SHORTEST words, and few texts have one of these
-        for start in np.flatnonzero(_contains(self._beginnings, _hashes(values, SHORTEST))):
-            for n, (hashes, sets) in self._runs.items():
-                run = _hashes(values[start : start + n], n)
-                if _contains(hashes, run).any():
-                    name = self._sets[sets[np.searchsorted(hashes, run[0])]]
-                    return Overlap(" ".join(words[start : start + n]), name)
-        return None
+        starts = np.flatnonzero(_contains(self._beginnings, _hashes(values, SHORTEST)))
+        first, longest = len(words), 0
+        for n, (hashes, _) in self._runs.items() if starts.size else ():
+            runs = _hashes(values, n)
+            found = np.flatnonzero(_contains(hashes, runs[starts[starts < len(runs)]]))
+            if found.size and starts[found[0]] < first:
+                first, longest = int(starts[found[0]]), n
+        if not longest:
+            return None
+        hashes, sets = self._runs[longest]
+        place = np.searchsorted(hashes, _hashes(values[first : first + longest], longest)[0])
+        return Overlap(" ".join(words[first : first + longest]), self._sets[sets[place]])
 
 
 def _hashes(values: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:

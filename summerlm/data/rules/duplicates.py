@@ -126,8 +126,8 @@ def _saving() -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(
-            f"no room for what duplicates are found by ({error.strerror or error}: "
-            f"{error.filename or 'temporary files'}); make some"
+            f"{error.filename or 'temporary files'}: can't hold what duplicates are found by "
+            f"({error.strerror or error}); make room or set SUMMERLM_CACHE to another folder"
         ) from error
 
 

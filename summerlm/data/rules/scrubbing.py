@@ -84,7 +84,7 @@ TOKENS = {
     "GitHub, fine-grained": _token("github_pat_", r"github_pat_\w{82}"),
     "GitLab": _token(
         "glpat- gldt- glrt- glcbt- glptt- glft- glimt- glagent- gloas- glsoat-",
-        r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|soat)-[\w.-]{20,320}",
+        r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|soat)-[\w-]{20,300}(?:\.\w{2}\.?\w{7,9})?",
     ),
     "Slack": _token("xox", r"(?:xoxe\.)?xox[abeoprs]-\d{1,14}-[A-Za-z0-9-]{15,255}"),
     "Slack, app": _token("xapp-", r"xapp-\d-[A-Z0-9]{8,20}-\d{8,20}-[a-z0-9]{32,128}"),
@@ -128,7 +128,7 @@ TOKENS = {
             r"(?P<before>-----BEGIN[ A-Z0-9]{0,40} PRIVATE KEY(?: BLOCK)?-----)"
             rf"(?=(?:(?:(?!-----)[^A-Za-z0-9])*+[A-Za-z0-9]){{{KEY_CHARACTERS}}})"
             r"[^-]*+(?:-(?!----)[^-]*+)*+"  # up to the next five hyphens
-            r"(?=-----END[ A-Z0-9]{0,40} PRIVATE KEY)"
+            r"(?=-----END )"
         ),
     ),
 }
