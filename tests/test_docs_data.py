@@ -23,11 +23,8 @@ BLOCKS = [content for language, content in fenced_blocks(TEXT) if language == "t
 
 
 def test_five_lines_bring_one_s_own_text(tmp_path, tiny_text, tiny_tokenizer, monkeypatch):
-    example, alone, *_ = BLOCKS
-    assert len([line for line in example.splitlines() if line.strip()]) == 5
-    # both as one file would have them: the other sources taken away before one's own is added
-    head, own = example.split("\n\n")
-    (tmp_path / "mine.toml").write_text(f"{head}\n{alone}\n{own}")
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) == 5
+    (tmp_path / "mine.toml").write_text(BLOCKS[0])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my-texts" / "deep").mkdir(parents=True)
     for text in tiny_text.iterdir():
@@ -41,7 +38,8 @@ def test_five_lines_bring_one_s_own_text(tmp_path, tiny_text, tiny_tokenizer, mo
 
 
 def test_own_text_gets_the_share_that_is_told(tmp_path):
-    (tmp_path / "mine.toml").write_text(BLOCKS[0].replace("configs/", f"{ROOT}/configs/"))
+    example = BLOCKS[0].replace('"*" = "none"\n', "").replace("weight = 1,", "weight = 25,")
+    (tmp_path / "mine.toml").write_text(example.replace("configs/", f"{ROOT}/configs/"))
     sources = read_settings(Settings, tmp_path / "mine.toml").data.sources
     weights = {name: source.weight for name, source in sources.items()}
     assert weights["mine"] / sum(weights.values()) == 1 / 5
@@ -49,7 +47,7 @@ def test_own_text_gets_the_share_that_is_told(tmp_path):
 
 def test_the_example_of_a_source_is_valid(tmp_path):
     base = f'extends = "{ROOT}/configs/15m.toml"\n'
-    (tmp_path / "papers.toml").write_text(base + BLOCKS[2])
+    (tmp_path / "papers.toml").write_text(base + BLOCKS[1])
     papers = read_settings(Settings, tmp_path / "papers.toml").data.sources["papers"]
     assert papers.where == ("metadata.license in CC-BY, CC0",)
 

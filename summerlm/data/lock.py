@@ -104,7 +104,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
             continue
         if key == "revision" and None in (old.get(key), new.get(key)):
             continue  # a mirror doesn't know its commit: the files' hashes must speak
-        yield f"{key} was {old.get(key)} and is {new.get(key)}"
+        yield f"{key} {_value_difference(old.get(key), new.get(key))}"
     before = {file["name"]: file for file in old["files"]}
     after = {file["name"]: file for file in new["files"]}
     for name in sorted({*before, *after}):
@@ -114,6 +114,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
             yield f"file {name} is new"
         elif before[name] != after[name]:
             yield f"file {name} {_file_difference(before[name], after[name])}"
+
+
+def _value_difference(old: Any, new: Any) -> str:
+    if isinstance(old, list) and isinstance(new, list):
+        lost = [f"no longer has {value}" for value in old if value not in new]
+        won = [f"has {value} as well" for value in new if value not in old]
+        if lost or won:
+            return ", ".join([*lost, *won])
+    return f"was {old} and is {new}"
 
 
 def _file_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ class Source:
         lanes: Lanes that will share the units.
 
     Attributes:
+        table: The units, (units, 5), columns as `Unit` names them.
         units: Training rows of each unit.
         rules: Names of its rules.
         chat: Whether its texts are dialogues for the tokenizer's chat template.
@@ -87,8 +88,8 @@ class Source:
         self._duplicates: list[tuple[Dropped, NDArray[np.int64]]] = []
         self._found_in: str | None = None
         sizes = [(shard.file.name, shard.groups, shard.group_bytes) for shard in shards]
-        self._units = cut_units(name, sizes, rule, lanes)
-        self.units: Sequence[int] = self._units[:, Unit.ROWS].tolist()
+        self.table = cut_units(name, sizes, rule, lanes)
+        self.units: Sequence[int] = self.table[:, Unit.ROWS].tolist()
         self._require_text()
 
     def read(self, unit: int) -> list[Row]:
@@ -104,7 +105,7 @@ class Source:
             DataChangedError: If the file is another than the opened one.
             SourceDownError: If the file can't be read.
         """
-        shard, group, start, stop, count = self._units[unit].tolist()
+        shard, group, start, stop, count = self.table[unit].tolist()
         keep = self._keep(shard, group)[start:stop]
         rows = self._read(shard, group, start, keep)
         assert len(rows) == count

@@ -26,8 +26,8 @@ from summerlm.core.console import facts_table
 from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder, read_json, write_json
 from summerlm.core.record import read_rows
-from summerlm.data.shards.stdlib import standard_library
 from summerlm.data.opening import open_sources
+from summerlm.data.shards.stdlib import standard_library
 from summerlm.eval.compression import xz_bytes_after
 from summerlm.eval.ngram import KneserNey
 from summerlm.eval.text import measure

@@ -1,6 +1,6 @@
 """What the data commands found, laid out for people.
 
-Flow: `cli_data` prints what `checking` and `judging` return. Tables have at most 100 columns.
+Flow: `cli_data` prints what `checking` and `judging` return. Tables fit into 80 columns.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,9 +42,9 @@ def show_check(facts: Mapping[str, Any], console: Console) -> None:
 
 def _overview(facts: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    table.add_column("\nsource", overflow="fold", min_width=8)
+    table.add_column("\nsource", overflow="fold", min_width=12)
     for heading in (
-        *("\nfiles", "\nbytes", "\nrows", "mean\ntokens", "median\ntokens", "longest\ntokens"),
+        *("\nrows", "mean\ntokens", "median\ntokens", "longest\ntokens"),
         *("bytes a\ntoken", "tokens\nan epoch", "tokens\nto train", "\nepochs"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -53,8 +53,6 @@ def _overview(facts: Mapping[str, Any]) -> Table:
         state = "red" if source["problems"] else "yellow" if source["warnings"] else ""
         table.add_row(
             Text(source["name"], state),
-            short(source["files"]),
-            short(source["bytes"]),
             short(source["rows"]),
             short(spread.get("mean")),
             short(spread.get("median")),
@@ -70,7 +68,8 @@ def _overview(facts: Mapping[str, Any]) -> Table:
 def _identity(source: Mapping[str, Any]) -> str:
     revision = f" at {source['revision'][:12]}" if source["revision"] else ""
     formats = f", {' '.join(source['formats'])}" if source["formats"] else ""
-    return f"{source['origin']}{revision}{formats}, column {source['column']}"
+    size = f", {source['files']:,} files, {short(source['bytes'])}B" if source["files"] else ""
+    return f"{source['origin']}{revision}{formats}{size}, column {source['column']}"
 
 
 def _details(source: Mapping[str, Any]) -> Iterator[Text]:
@@ -122,6 +121,8 @@ def show_report(facts: Mapping[str, Any], console: Console) -> None:
             if rule["documents"] or rule["enabled"]:
                 _show_rule(rule, documents, console)
         idle = [r["rule"] for r in source["rules"] if not r["documents"] and not r["enabled"]]
+        if not facts["evaluation_sets"]:
+            idle.remove("contamination")  # a note says that it wasn't looked for
         if idle:
             words = Text(f"nothing: {', '.join(idle)}", "dim")
             console.print(Padding(words, (0, 0, 0, 2), expand=False))

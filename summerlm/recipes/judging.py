@@ -157,7 +157,7 @@ class SourceJudge:
         for name in self._rules.failing(text):
             self._drop(name, number, example)
         if self._evaluation is not None and (overlap := self._evaluation.index.hit(text)):
-            shared = f"{overlap.evaluation_set}: {overlap.words}"
+            shared = f"{overlap.words} ({overlap.evaluation_set})"
             self._drop(CONTAMINATION, number, one_line(shared, EXAMPLE))
         for name, scrub in SCRUBBERS.items():
             changed, changes = scrub(text)

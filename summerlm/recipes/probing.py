@@ -169,7 +169,7 @@ def unit_bytes(source: Source) -> NDArray[np.float64]:
     Returns:
         Bytes of each unit, (units,), float64.
     """
-    shards, groups, rows = source._units[:, [Unit.SHARD, Unit.GROUP, Unit.ROWS]].T
+    shards, groups, rows = source.table[:, [Unit.SHARD, Unit.GROUP, Unit.ROWS]].T
     bytes_a_row = [
         np.array(shard.group_bytes) / np.maximum(shard.groups, 1) for shard in source.shards
     ]

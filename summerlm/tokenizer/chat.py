@@ -7,7 +7,7 @@ goes before the user's turn that follows it. The marks are ids that only code in
 that spells `[INST]` stays text.
 
 Source:
-    Mistral AI, mistral-common, `InstructTokenizerV3`.
+    Mistral AI, mistral-common, InstructTokenizerV3.
 """
 
 from collections.abc import Sequence

@@ -15,27 +15,36 @@ from tokenizers import Regex, pre_tokenizers
 
 from summerlm.tokenizer.pipeline import SPACE
 
-PART = 1 << 20  # least characters of a part
+SPACE_PART = 1 << 14  # least characters of a part: the encoder slows down on longer ones
+MATCH_PART = 1 << 20  # the byte pipeline's pattern cuts by itself; this bounds memory only
 REACH = 1 << 12  # what is looked at beyond it, at first
 _SPACES = " " + SPACE
 _BEFORE_SPACE = re.compile(f"(?<=[^{_SPACES}])[{_SPACES}](?=.)", re.DOTALL)
 _SPACE_INSIDE = re.compile(b"[^ ] ")
 
 
-def cut_at_spaces(text: str, tokens: Iterable[bytes], part: int = PART) -> Iterator[str]:
-    """Cut a text for the space pipeline.
+def words_begin_tokens(tokens: Iterable[bytes]) -> bool:
+    """Tell whether every space of a vocabulary begins a token, so that texts may be cut there.
+
+    Args:
+        tokens: Bytes of each token.
+
+    Returns:
+        True where no token holds a space after another character.
+    """
+    return not any(map(_SPACE_INSIDE.search, tokens))
+
+
+def cut_at_spaces(text: str, part: int = SPACE_PART) -> Iterator[str]:
+    """Cut a text for the space pipeline, whose vocabulary must allow it (`words_begin_tokens`).
 
     Args:
         text: Any text.
-        tokens: Bytes of each token.
         part: Least characters of each part but the last.
 
     Yields:
         The parts; without the space in front of each but the first.
     """
-    if len(text) <= part or any(map(_SPACE_INSIDE.search, tokens)):
-        yield text
-        return
     start = 0
     while found := _BEFORE_SPACE.search(text, start + part):
         yield text[start : found.start()]
@@ -43,7 +52,7 @@ def cut_at_spaces(text: str, tokens: Iterable[bytes], part: int = PART) -> Itera
     yield text[start:]
 
 
-def cut_at_matches(text: str, pattern: str, part: int = PART) -> Iterator[str]:
+def cut_at_matches(text: str, pattern: str, part: int = MATCH_PART) -> Iterator[str]:
     """Cut a text for the byte pipeline.
 
     Args:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from summerlm.core.errors import UsageError
 from summerlm.core.files import write_atomically
-from summerlm.tokenizer.parts import cut_at_matches, cut_at_spaces
+from summerlm.tokenizer.parts import cut_at_matches, cut_at_spaces, words_begin_tokens
 from summerlm.tokenizer.pipeline import BOS, EOS, read_definition
 
 FILE_NAME = "tokenizer.json"
@@ -83,6 +83,7 @@ class Tokenizer:
         self._token_bytes = dict(enumerate(definition.token_bytes))  # a dict: has no id -1
         self.space_in_front = definition.space_in_front
         self._pattern = definition.pattern
+        self._words_begin_tokens = words_begin_tokens(definition.token_bytes)
         self.vocabulary = len(definition.token_bytes)
         self.specials = definition.specials
         self.bos = self.specials[BOS]
@@ -110,7 +111,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        """Turn a text of any length into ids, in memory that grows little beyond them.
+        """Turn a text of any length into ids, fast and in memory that grows little beyond them.
 
         A long text is encoded in parts, cut where no merge can cross; the ids are the same.
 
@@ -123,10 +124,10 @@ class Tokenizer:
         Raises:
             LoneSurrogateError: If the text has no UTF-8 form.
         """
-        if self._pattern is None:
-            cut = cut_at_spaces(text, self._token_bytes.values())
-        else:
+        if self._pattern is not None:
             cut = cut_at_matches(text, self._pattern)
+        else:
+            cut = cut_at_spaces(text) if self._words_begin_tokens else iter([text])
         parts = [np.array(self.encode(part), np.int32) for part in cut]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

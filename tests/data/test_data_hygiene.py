@@ -110,7 +110,7 @@ def test_planted_evaluation_items_are_dropped_and_pinned(tmp_path):
     assert rows_of(source) == [Dropped("contamination")] * 50 + clean
     lock = [source.lock()]
     write(tmp_path / "hub" / "owner" / "quiz" / "test.parquet", items[:40])
-    with pytest.raises(DataChangedError, match="source a: evaluation_sets was"):
+    with pytest.raises(DataChangedError, match="source a: evaluation_sets no longer has"):
         open_sources(settings, 2, lock)
     with pytest.raises(UsageError, match=r"data\.evaluation_sets, and none is set"):
         open_sources(config(a=table), 2)

@@ -12,6 +12,7 @@ from summerlm.data.lock import lock_differences, read_lock, require_licences, wr
 FILE = {"name": "a.parquet", "bytes": 10, "hash": "sha256:" + "1" * 64, "rows": [3, 2]}
 FILE["group_bytes"] = [30, 20]
 BOOKS = {"name": "books", "revision": "main", "licence": "CC0", "held_out": 0.01, "files": [FILE]}
+BOOKS["rules"] = ["a", "b"]
 CODE = {**BOOKS, "name": "code"}
 
 
@@ -35,6 +36,9 @@ def test_equal_locks_also_after_json() -> None:
         (changed("revision", "v2"), "source code: revision was main and is v2"),
         (changed("held_out", 0.0), "source code: held_out was 0.01 and is 0.0"),
         (changed("column", "x"), "source code: column was None and is x"),
+        (changed("rules", ["b", "c"]), "source code: rules no longer has a, has c as well"),
+        (changed("rules", ["a", "b", "c"]), "source code: rules has c as well"),
+        (changed("rules", ["b", "a"]), "source code: rules was ['a', 'b'] and is ['b', 'a']"),
         (changed("files/0/rows", [3, 3]), "source code: file a.parquet had 5 rows and has 6"),
         (
             changed("files/0/rows", [2, 3]),

@@ -44,17 +44,19 @@ def test_parts_encode_like_the_whole(mistral, learnt, text):
 
 def test_long_texts_are_cut(mistral, learnt):
     text = "some words, and  more\n words " * 3
-    assert len(list(parts.cut_at_spaces(text, [b" a"]))) > 5
+    assert len(list(parts.cut_at_spaces(text))) > 5
     assert len(list(parts.cut_at_matches(text, learnt._pattern))) > 5
 
 
 def test_a_word_without_end_stays_whole():
-    assert list(parts.cut_at_spaces("x" * 100, [b" a"])) == ["x" * 100]
-    assert list(parts.cut_at_spaces("x" * 100 + " y", [b" a"])) == ["x" * 100, "y"]
+    assert list(parts.cut_at_spaces("x" * 100)) == ["x" * 100]
+    assert list(parts.cut_at_spaces("x" * 100 + " y")) == ["x" * 100, "y"]
 
 
-def test_a_vocabulary_with_spaces_inside_tokens_is_not_cut():
-    assert list(parts.cut_at_spaces("a b " * 9, [b"a b"])) == ["a b " * 9]
+def test_a_vocabulary_with_spaces_inside_tokens_is_known(mistral):
+    assert parts.words_begin_tokens(map(mistral.token_bytes, range(mistral.vocabulary)))
+    assert parts.words_begin_tokens([b" a", b"  ", b"a"])
+    assert not parts.words_begin_tokens([b" a", b"a b"])
 
 
 DIALOGUES = [
