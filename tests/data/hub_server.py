@@ -63,7 +63,7 @@ class Fault:
 class HubServer:
     def __init__(self, folder: Path, *, token: str | None = None, page: int = 1000) -> None:
         self.folder, self.token, self.page = Path(folder), token, page
-        self.gated: set[str] = set()  # repositories that nobody may read
+        self.gated: set[str] = set()  # repositories that all may see and nobody may read
         self.requests: list[Request] = []
         self.applied: list[str] = []  # kinds of the faults that happened
         self.commits: dict[tuple[str, str], dict[str, bytes]] = {}
@@ -193,8 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
             ][:1] or [None]
             return self._bytes(data, {"ETag": '"a-tag-of-the-store"'}, fault)
         if parts[0] == "api":
-            what, revision, *below = parts[4:] or ["revision", BRANCH]
-            return self._api("/".join(parts[2:4]), what, revision, below, fault)
+            what = parts[4] if len(parts) > 4 else "revision"
+            revision = parts[5] if len(parts) > 5 else BRANCH
+            return self._api("/".join(parts[2:4]), what, revision, parts[6:], fault)
         return self._resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]), fault)
 
     def _redirects(self, parts: list[str]) -> bool:
@@ -203,9 +204,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _refused(self, repository: str) -> bool:
         """Answer for repositories that may not be read."""
         hub = self.server_state
-        if repository in hub.gated:
+        if repository in hub.gated and ("/resolve/" in self.path or "auth-check" in self.path):
             signed = "Authorization" in self.headers
-            self._send(403 if signed else 401, b"", {"X-Error-Code": "GatedRepo"})
+            said = "Access is restricted and you are not in the authorized list."
+            headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": said}
+            self._send(403 if signed else 401, b"", headers)
         elif not (hub.folder / repository).is_dir() or (
             hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}"
         ):
@@ -220,12 +223,15 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server_state
         if self._refused(repository):
             return None
+        if what == "auth-check":
+            return self._bytes(b"OK", {}, fault)
         commit = hub.commit(repository) if revision == BRANCH else revision
         if (repository, commit) not in hub.commits:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         files = hub.commits[repository, commit]
         if what == "revision":
-            info = {"id": repository, "sha": commit, "private": False, "gated": False}
+            gated = "manual" if repository in hub.gated else False
+            info = {"id": repository, "sha": commit, "private": False, "gated": gated}
             return self._bytes(json.dumps(info | {"siblings": []}).encode(), {}, fault)
         folder = "/".join(below)  # one part with %2F, or several
         names = [name for name in files if not folder or name.startswith(folder + "/")]

@@ -148,6 +148,13 @@ def test_what_is_not_there(hub: HubServer, settings: dict[str, object], message:
         listed(**settings)
 
 
+def test_a_repository_that_closes_while_it_is_read(hub: HubServer) -> None:
+    found = listed()
+    hub.gated.add("owner/name")
+    with pytest.raises(SourceDownError, match=r"access denied .*accept the terms on the repos"):
+        Transfer(0.3, 5).fetch(found.files[1])
+
+
 def test_gated_and_private_repositories(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gated.add("owner/name")
     for token in (None, "hf_other"):
@@ -158,6 +165,9 @@ def test_gated_and_private_repositories(hub: HubServer, monkeypatch: pytest.Monk
         assert "accept the terms on the repository's page" in str(caught.value)
         assert "`hf auth login` or set HF_TOKEN" in str(caught.value)
         assert f"{hub.url}/datasets/owner/name" in str(caught.value)
+    hub.script("status", status=401, headers={"X-Error-Message": "Invalid credentials in header"})
+    with pytest.raises(UsageError, match=r"doesn't accept your token; log in again"):
+        listed()
     hub.gated.clear()
     hub.token = "hf_mine"
     with pytest.raises(UsageError, match=r"may only be read by its members.*set HF_TOKEN"):

@@ -4,10 +4,8 @@ Flow: `sources` hands over what `find_files` lists, and the sizes that a lock pi
 footers are read here; with them nothing is, and a shard checks them when it is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import TypeVar
 
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.progress import Progress, silent
@@ -18,13 +16,10 @@ from summerlm.data.shards.parquet import ParquetShard, open_parquet
 from summerlm.data.shards.rows import Row, plain_text
 from summerlm.data.shards.selection import selection
 from summerlm.data.shards.shard import Shard, reading
+from summerlm.data.shards.threads import in_threads
 from summerlm.data.shards.transfer import File, Transfer
 
-T = TypeVar("T")
-
 Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # rows and bytes of each group
-
-THREADS = 16  # footers read at once
 
 _JSON_LINES = tuple(
     kind + packed for kind in (".json", ".jsonl", ".ndjson") for packed in ("", ".gz", ".zst")
@@ -100,22 +95,11 @@ def open_shards(
             return ParquetShard(file, *pinned[file.name], transfer, chosen)
         return open_parquet(file, chosen, transfer)
 
-    return _in_threads(opened, files, progress)
-
-
-def _in_threads(
-    function: Callable[[File], T], files: Sequence[File], progress: Progress
-) -> list[T]:
-    with ThreadPoolExecutor(THREADS) as threads:
-        jobs = [threads.submit(function, file) for file in files]
-        try:
-            for done, job in enumerate(as_completed(jobs)):
-                job.result()
-                progress("opening files", done + 1, len(files))
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
-    return [job.result() for job in jobs]
+    shards: dict[File, Shard] = {}
+    for file, shard in in_threads(opened, files):
+        shards[file] = shard
+        progress("opening files", len(shards), len(files))
+    return [shards[file] for file in files]
 
 
 def _kind(name: str) -> str:

@@ -10,16 +10,25 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from summerlm.core.errors import SourceDownError
 from summerlm.core.progress import Progress, silent
 from summerlm.data.shards.cache import cached, drafting
+from summerlm.data.shards.threads import in_threads
 
 SETTLED_NS = 2_000_000_000  # a file younger than this could change again within the same time stamp
 _THREADS = 8
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    size: int
+    content_ns: int  # when its content last changed, as far as it tells,
+    inode_ns: int  # and when anything of it did, which no tool can set back
+    inode: int
 
 
 def hash_file(path: Path, kind: str) -> str:
@@ -75,31 +84,24 @@ def remembered_hashes(
         SaveError: If the cache can't be written.
     """
     store = cached("hashes", str(folder))
-    known = _read(store)
-    now = time.time_ns()
-    stamps, found = {}, {}
+    known, found, stamps = _read(store), {}, {}
     for name, kind in files:
         stamp = _stamp(folder / name)
-        if known.get(f"{kind} {name}", [None])[0] == stamp:
-            found[name] = (stamp[0], known[f"{kind} {name}"][1])
+        remembered, digest = known.get(f"{kind} {name}", (None, ""))
+        if remembered == stamp:
+            found[name] = (stamp.size, digest)
         else:
-            stamps[name] = (kind, stamp)
-    total, done = sum(stamp[0] for _, stamp in stamps.values()), 0
-    fresh = {}
+            stamps[name, kind] = stamp
+    total, done = sum(stamp.size for stamp in stamps.values()), 0
+    settled, fresh = time.time_ns() - SETTLED_NS, {}
     try:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            jobs = {n: threads.submit(_hash, folder / n, kind) for n, (kind, _) in stamps.items()}
-            try:
-                for name, job in jobs.items():
-                    kind, stamp = stamps[name]
-                    found[name] = (stamp[0], job.result())
-                    done += stamp[0]
-                    progress("hashing files", done, total)
-                    if max(stamp[1:3]) < now - SETTLED_NS and _stamp(folder / name) == stamp:
-                        fresh[f"{kind} {name}"] = [stamp, found[name][1]]
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
+        for (name, kind), digest in in_threads(lambda item: _hash(folder, *item), stamps, _THREADS):
+            stamp = stamps[name, kind]
+            found[name] = (stamp.size, digest)
+            done += stamp.size
+            progress("hashing files", done, total)
+            if max(stamp.content_ns, stamp.inode_ns) < settled and _stamp(folder / name) == stamp:
+                fresh[f"{kind} {name}"] = (stamp, digest)
     finally:
         if fresh:
             with drafting(store) as file:
@@ -107,24 +109,24 @@ def remembered_hashes(
     return found
 
 
-def _hash(path: Path, kind: str) -> str:
+def _hash(folder: Path, name: str, kind: str) -> str:
     try:
-        return hash_file(path, kind)
+        return hash_file(folder / name, kind)
     except OSError as error:
-        raise SourceDownError(f"{path}: can't be read ({error.strerror})") from error
+        raise SourceDownError(f"{folder / name}: can't be read ({error.strerror})") from error
 
 
-def _stamp(path: Path) -> list[int]:
-    """Give what changes when a file does: its size, times of content and inode, and inode."""
+def _stamp(path: Path) -> Stamp:
     try:
         stat = path.stat()
     except OSError as error:
         raise SourceDownError(f"{path}: can't be read ({error.strerror})") from error
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-def _read(store: Path) -> dict[str, Any]:
+def _read(store: Path) -> dict[str, tuple[Stamp, str]]:
     try:
-        return json.loads(store.read_bytes())
-    except (OSError, ValueError):  # none yet, or not ours: then everything is hashed
+        entries = json.loads(store.read_bytes())
+    except (OSError, ValueError):  # none yet: then everything is hashed
         return {}
+    return {key: (Stamp(*stamp), digest) for key, (stamp, digest) in entries.items()}

@@ -45,6 +45,8 @@ def list_repository(
     try:
         info, _ = _page(f"{api}/revision/{quote(revision, safe='')}", transfer)
         commit = info["sha"]
+        if info.get("gated"):  # the list of files is for all, the files are not
+            transfer.ask(api, lambda patience: web.page(f"{api}/auth-check", patience))
         below = "/" + quote(folder.strip("/")) if folder else ""
         entries = list(
             _entries(f"{api}/tree/{commit}{below}?recursive=true&expand=false", transfer)
@@ -107,6 +109,8 @@ def _in_words(refusal: Refused, repository: str, revision: str, folder: str | No
         return f"{name} has no revision {revision!r}"
     if refusal.status == MISSING and folder and "entry" in reason:
         return f"{name} has no folder {folder!r} at revision {revision!r}"
+    if "invalid credentials" in reason:
+        return f"{name}: the hub doesn't accept your token; log in again with `hf auth login`"
     hidden = refusal.status == 401 and "gated" not in reason  # what the hub says of missing ones
     if refusal.status == MISSING or hidden:
         return (

@@ -4,7 +4,6 @@ Flow: `files` lists a source here; what `stores` tells of each file pins it.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import quote, unquote
 
@@ -13,10 +12,9 @@ from summerlm.data.config import SourceConfig
 from summerlm.data.shards import stores
 from summerlm.data.shards.globs import fits, pattern_of
 from summerlm.data.shards.stores import Found
+from summerlm.data.shards.threads import in_threads
 from summerlm.data.shards.transfer import File, Transfer, in_words
 from summerlm.data.shards.web import MISSING, Refused, check_scheme, is_web
-
-THREADS = 16  # files asked about at once
 
 
 def list_store(
@@ -64,8 +62,8 @@ def list_store(
     chosen = sorted(name for name in places if fits(name, pattern))
     if not chosen:
         raise UsageError(f"source {source}: no file matches {pattern!r} below {folder}")
-    with ThreadPoolExecutor(THREADS) as threads:  # the links of a web page tell no sizes
-        return list(threads.map(lambda n: _pin(source, n, places[n], transfer), chosen))
+    pins = dict(in_threads(lambda name: _pin(source, name, places[name], transfer), chosen))
+    return [pins[name] for name in chosen]
 
 
 def _split(source: str, url: str, config: SourceConfig) -> tuple[str, str | None]:
@@ -94,7 +92,7 @@ def _plain(url: str, name: str) -> str:
 
 
 def _pin(source: str, name: str, found: Found, transfer: Transfer) -> File:
-    """Pin a file by what the store tells of it."""
+    """Pin a file by what the store tells of it; the links of a web page tell nothing yet."""
     told = found.told
     if told.size is None:
         answer = transfer.ask(found.url, lambda patience: stores.describe(found.url, patience))

@@ -109,19 +109,19 @@ def _call(url: str, method: str, patience: Patience, **arguments: Any) -> Any:
         options = _timeouts(protocol, patience.stall_s)
         system, path = fsspec.url_to_fs(url, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
-        if protocol not in EXTRAS:
-            raise UsageError(f"{url}: can't read {protocol}:// ({error})") from None
-        extra = EXTRAS[protocol]
-        raise UsageError(
-            f'{url}: {protocol}:// needs a package more: pip install "summerlm[{extra}]" ({error})'
-        ) from None
+        if isinstance(error, ImportError) and protocol in EXTRAS:
+            extra = EXTRAS[protocol]
+            raise UsageError(
+                f'{url}: {protocol}:// needs one more package: pip install "summerlm[{extra}]"'
+            ) from None
+        raise UsageError(f"{url}: can't be read ({error})") from None
     try:
         if not system.async_impl:
             return getattr(system, method)(path, **arguments)
         function = getattr(system, f"_{method}")
         return sync(system.loop, function, path, timeout=patience.left_s, **arguments)
     except Exception as error:
-        raise _translated(error, patience) from error
+        raise _translated(error) from error
 
 
 def _timeouts(protocol: str, stall_s: float) -> dict[str, Any]:
@@ -129,20 +129,21 @@ def _timeouts(protocol: str, stall_s: float) -> dict[str, Any]:
     if EXTRAS.get(protocol) == "s3":
         return {"config_kwargs": {"connect_timeout": stall_s, "read_timeout": stall_s}}
     if EXTRAS.get(protocol) == "gcs":
-        return {"timeout": stall_s}
+        from aiohttp import ClientTimeout
+
+        return {"requests_timeout": ClientTimeout(sock_connect=stall_s, sock_read=stall_s)}
     return {}
 
 
-def _translated(error: Exception, patience: Patience) -> Exception:
+def _translated(error: Exception) -> Exception:
     """Judge what a file system raised."""
     name, package = type(error).__name__, type(error).__module__.partition(".")[0]
     reason = (str(error) or name).splitlines()[0]
     if isinstance(error, FileNotFoundError):
         return Refused(MISSING, "no such file")
-    if isinstance(error, PermissionError) or name.startswith(_CREDENTIALS):
+    denied = isinstance(error, PermissionError) or name.startswith(_CREDENTIALS)
+    if denied or getattr(error, "code", 0) in (401, 403) or reason.startswith("Forbidden"):
         return Refused(FORBIDDEN, reason)
-    if isinstance(error, TimeoutError):
-        return Transient(f"no answer within {min(patience.stall_s, patience.left_s):.0f} s")
     if isinstance(error, OSError | EOFError) or package in _NETWORK:
         return Transient(reason)
     return error

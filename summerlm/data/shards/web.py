@@ -6,6 +6,7 @@ tag and length of each answer, and a server that sends a whole file instead of a
 """
 
 import email.utils
+import html
 import os
 import re
 import time
@@ -144,7 +145,7 @@ def find(url: str, patience: Patience) -> list[str]:
     for folder in pages:
         text = page(folder, patience).body.decode("utf-8", errors="replace")
         for link in re.findall(r'<a\s[^>]*?href="([^"#?]+)"', text, re.IGNORECASE):
-            address = urljoin(folder, link)
+            address = urljoin(folder, html.unescape(link))
             if not address.startswith(folder) or address in seen:
                 continue
             seen.add(address)
@@ -238,8 +239,8 @@ def _told(response: Any, whole: bool) -> Told:
 def _refusal(status: int, headers: Mapping[str, str]) -> Exception:
     if status in _TRANSIENT or status >= 500:
         return Transient(f"HTTP {status}", _retry_after(headers))
-    error = headers.get("X-Error-Message") or headers.get("X-Error-Code")
-    return Refused(status, f"HTTP {status}" + (f", {error}" if error else ""))
+    said = (headers.get("X-Error-Code"), headers.get("X-Error-Message"))
+    return Refused(status, ", ".join(filter(None, (f"HTTP {status}", *said))))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
