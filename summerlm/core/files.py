@@ -160,7 +160,7 @@ class RunFolder:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             lock.close()
-            raise FolderHeldError(f"{self.path}: held by {holder}; give run.folder=...") from None
+            raise FolderHeldError(f"{self.path}: held by {holder}; choose another folder") from None
         lock.seek(0)
         lock.truncate()
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -129,6 +129,7 @@ class DataOrder:
                 source.name: {
                     key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
                     for key, value in {**source.lock(), "units": list(source.units)}.items()
+                    if key != "revision"  # a mirror doesn't know it: the files' hashes speak
                 }
                 for source in self.sources
             },

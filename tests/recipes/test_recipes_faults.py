@@ -20,6 +20,7 @@ from summerlm.core.record import read_rows
 from summerlm.data.shards import parquet
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.settings import Settings
+from summerlm.train.loop import train
 
 FILES = 3
 
@@ -67,6 +68,18 @@ def start(config, tmp_path):
     return run
 
 
+def stop_after(monkeypatch, step):
+    """Ask a run of this process to stop when a step is done."""
+
+    def stopping(*args, **kwargs):
+        for event in train(*args, **kwargs):
+            if event.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield event
+
+    monkeypatch.setattr("summerlm.recipes.pretrain.train", stopping)
+
+
 def hashes(folder):
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
     return {row["step"]: (row["loss"], row["batch_sha"]) for row in rows}
@@ -84,8 +97,19 @@ def test_the_hub_and_its_mirror_give_the_same_run(hub, start, tmp_path):
     assert len(hashes(remote)) == 12
     (pinned,) = json.loads((remote / "data.lock.json").read_text())["sources"]
     assert pinned["revision"] == hub.commit("owner/texts")
-    # a run may move to a mirror, which has the same bytes
-    assert start("remote", f"data.mirror={tmp_path / 'hub'}") == remote
+
+
+def test_a_run_may_move_to_a_mirror_and_back(hub, start, tmp_path, monkeypatch):
+    """The mirror doesn't know the commit: the files' hashes tell that they are the same."""
+    clean = hashes(start("clean"))
+    mirror = f"data.mirror={tmp_path / 'hub'}"
+    stop_after(monkeypatch, 4)
+    start("run")
+    stop_after(monkeypatch, 8)
+    folder = start("run", mirror)
+    assert len(hashes(folder)) == 8
+    stop_after(monkeypatch, 0)
+    assert hashes(start("run")) == clean
 
 
 def test_faults_that_pass_change_no_batch(hub, start):
