@@ -29,8 +29,8 @@ from summerlm.data.encoding import Encoder
 from summerlm.data.lanes import DataOrder, walk
 from summerlm.data.packing import Place
 from summerlm.data.sources import Source
-from summerlm.recipes.batches import open_loader
-from summerlm.recipes.locking import open_data
+from summerlm.recipes.data.batches import open_loader
+from summerlm.recipes.data.locking import open_data
 from summerlm.recipes.settings import Settings, derive
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import FILE_NAME

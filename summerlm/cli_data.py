@@ -28,7 +28,7 @@ def data_lock(
     ] = None,
 ) -> None:
     """Pin the data: revisions, files, hashes, rows, licences, terms."""
-    from summerlm.recipes.locking import lock_data
+    from summerlm.recipes.data.locking import lock_data
 
     for line in lock_data(_settings(config, overrides), out):
         print(line)
@@ -42,8 +42,8 @@ def data_check(
     to: Json = None,
 ) -> None:
     """Try every source before training: files, text, tokens, epochs, what is wrong."""
-    from summerlm.recipes.checking import check_data
-    from summerlm.recipes.describing import show_check
+    from summerlm.recipes.data.checking import check_data
+    from summerlm.recipes.data.describing import show_check
 
     facts = check_data(_settings(config, overrides), documents)
     if write_facts(facts, to):
@@ -63,7 +63,7 @@ def data_show(
     ] = 120,
 ) -> None:
     """Print packed rows as the model sees them: borders, special tokens, line ends."""
-    from summerlm.recipes.showing import show_rows
+    from summerlm.recipes.data.showing import show_rows
 
     show_rows(_settings(config, overrides), rows, step, source, tokens, _console())
 
@@ -76,8 +76,8 @@ def data_report(
     to: Json = None,
 ) -> None:
     """Tell what every rule would drop or change, enabled or not, with examples."""
-    from summerlm.recipes.describing import show_report
-    from summerlm.recipes.judging import report_rules
+    from summerlm.recipes.data.describing import show_report
+    from summerlm.recipes.data.judging import report_rules
 
     facts = report_rules(_settings(config, overrides), documents)
     if write_facts(facts, to):
@@ -96,7 +96,7 @@ def data_hash(
     ] = None,
 ) -> None:
     """Print the SHA-256 of each step's batch, made by real workers."""
-    from summerlm.recipes.batches import hash_run
+    from summerlm.recipes.data.batches import hash_run
 
     for number, sha in hash_run(_settings(config, overrides), steps, world, workers, start):
         print(number, sha, flush=True)
@@ -115,7 +115,7 @@ def data_tokenize(
     ] = None,
 ) -> None:
     """Deal the run's steps once, into checked files that data.tokens trains from."""
-    from summerlm.recipes.tokenizing import tokenize
+    from summerlm.recipes.data.tokenizing import tokenize
 
     settings = _settings(config, overrides)
     raise typer.Exit(tokenize(settings, out, steps, workers, Console()))

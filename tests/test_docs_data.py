@@ -13,7 +13,7 @@ from summerlm.core.config import read_settings
 from summerlm.data.config import SourceConfig
 from summerlm.data.rules.catalogue import GROUPS, RULES
 from summerlm.data.shards import formats, rows, stores
-from summerlm.recipes.checking import check_data
+from summerlm.recipes.data.checking import check_data
 from summerlm.recipes.settings import Settings
 
 ROOT = Path(__file__).parent.parent

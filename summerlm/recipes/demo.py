@@ -33,7 +33,7 @@ from summerlm.eval.ngram import KneserNey
 from summerlm.eval.text import measure
 from summerlm.optim.schedule import rate_factor
 from summerlm.plan.count import parameters
-from summerlm.recipes.batches import open_loader
+from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import is_finished, open_run
 from summerlm.recipes.pretrain import make_stepper, pretrain
 from summerlm.recipes.report import write_report

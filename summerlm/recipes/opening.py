@@ -24,8 +24,8 @@ from summerlm.model.init import build
 from summerlm.model.transformer import Transformer
 from summerlm.optim.build import OptimizerSet, build_optimizer
 from summerlm.parallel.compile import compile_blocks
-from summerlm.recipes.forecast import check_epochs
-from summerlm.recipes.locking import Sources, open_run_data
+from summerlm.recipes.data.forecast import check_epochs
+from summerlm.recipes.data.locking import Sources, open_run_data
 from summerlm.recipes.recording import environment
 from summerlm.recipes.settings import Settings, check_changes, derive
 from summerlm.tokenizer.registry import load_tokenizer

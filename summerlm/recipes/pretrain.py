@@ -16,7 +16,7 @@ from summerlm.core.record import Recorder
 from summerlm.core.runtime import InterruptedWaitError, StopRequest, require_single_process
 from summerlm.data.ledger import Ledger
 from summerlm.optim.schedule import rate_factor
-from summerlm.recipes.batches import open_loader
+from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import Run, is_finished, open_run
 from summerlm.recipes.recording import Record, describe_run, open_recorder, seconds_spent
 from summerlm.recipes.settings import Settings, derive

@@ -15,7 +15,7 @@ from summerlm.data.tokens.reading import TokenSource
 from summerlm.eval.text import TextScore, measure
 from summerlm.generate.engine import LanguageModel
 from summerlm.model.transformer import Transformer
-from summerlm.recipes.locking import Sources
+from summerlm.recipes.data.locking import Sources
 from summerlm.recipes.settings import SamplesConfig, Settings
 from summerlm.tokenizer.tokenizer import Tokenizer
 from summerlm.train.loop import Event

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from summerlm.core.config import read_settings
-from summerlm.recipes.checking import check_data
-from summerlm.recipes.describing import show_check
-from summerlm.recipes.locking import lock_data
+from summerlm.recipes.data.checking import check_data
+from summerlm.recipes.data.describing import show_check
+from summerlm.recipes.data.locking import lock_data
 from summerlm.recipes.settings import Settings
 
 
@@ -146,7 +146,7 @@ def test_epochs_without_limit_are_a_warning(checked):
 
 
 def test_a_very_long_document_is_a_warning(checked, monkeypatch):
-    monkeypatch.setattr("summerlm.recipes.checking.LONG_TOKENS", 500)
+    monkeypatch.setattr("summerlm.recipes.data.checking.LONG_TOKENS", 500)
     assert any("max_characters" in warning for warning in source(checked())["warnings"])
 
 

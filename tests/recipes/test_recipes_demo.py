@@ -8,7 +8,7 @@ from rich.console import Console
 
 from summerlm.core.errors import UsageError
 from summerlm.data.shards.stdlib import standard_library
-from summerlm.recipes.batches import open_loader
+from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.demo import demo, demo_settings, documents_seen
 from summerlm.recipes.opening import is_finished
 from summerlm.recipes.settings import derive

@@ -3,10 +3,10 @@
 import pytest
 
 from summerlm.core.errors import UsageError
-from summerlm.recipes.batches import open_loader
-from summerlm.recipes.forecast import check_epochs, predicted_epochs
-from summerlm.recipes.locking import open_data
-from summerlm.recipes.probing import probe
+from summerlm.recipes.data.batches import open_loader
+from summerlm.recipes.data.forecast import check_epochs, predicted_epochs
+from summerlm.recipes.data.locking import open_data
+from summerlm.recipes.data.probing import probe
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.registry import load_tokenizer
 

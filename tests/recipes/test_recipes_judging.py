@@ -12,8 +12,8 @@ from rich.console import Console
 from summerlm.core.config import read_settings
 from summerlm.data.opening import open_sources
 from summerlm.data.rules.catalogue import RULES
-from summerlm.recipes.describing import show_report
-from summerlm.recipes.judging import report_rules
+from summerlm.recipes.data.describing import show_report
+from summerlm.recipes.data.judging import report_rules
 from summerlm.recipes.settings import Settings
 
 DRAW = random.Random(5)
@@ -151,7 +151,7 @@ def test_what_can_not_be_judged_is_a_note(report, monkeypatch):
 
 
 def test_a_sample_ends_at_its_bytes(report, monkeypatch):
-    monkeypatch.setattr("summerlm.recipes.judging.MOST_BYTES", 20_000)
+    monkeypatch.setattr("summerlm.recipes.data.judging.MOST_BYTES", 20_000)
     (source,) = report()["sources"]
     assert 5 < source["documents"] < 40
 

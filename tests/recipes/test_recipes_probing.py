@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.opening import open_sources
 from summerlm.data.shards.rows import Dropped
-from summerlm.recipes.probing import UNITS, draw, one_line, probe
+from summerlm.recipes.data.probing import UNITS, draw, one_line, probe
 from summerlm.tokenizer.tokenizer import Tokenizer
 
 
@@ -108,7 +108,7 @@ def test_a_window_stands_for_a_long_text(tmp_path, tiny_tokenizer, monkeypatch):
     write_parquet(tmp_path / "a.parquet", texts, 10)
     source, tokenizer = open_folder(tmp_path), Tokenizer.load(tiny_tokenizer)
     exact = probe(source, tokenizer, 99)
-    monkeypatch.setattr("summerlm.recipes.probing.WINDOW", 400)
+    monkeypatch.setattr("summerlm.recipes.data.probing.WINDOW", 400)
     guessed = probe(source, tokenizer, 99)
     assert guessed.source_tokens == pytest.approx(exact.source_tokens, rel=0.1)
     assert guessed.tokens != exact.tokens

@@ -12,10 +12,19 @@ from rich.console import Console
 
 from summerlm.core.config import read_settings
 from summerlm.data.batch import IGNORE
-from summerlm.recipes.batches import open_loader
-from summerlm.recipes.locking import open_data
+from summerlm.recipes.data.batches import open_loader
+from summerlm.recipes.data.locking import open_data
+from summerlm.recipes.data.showing import (
+    CUT,
+    FIRST,
+    LINE_END,
+    ON,
+    SPECIAL,
+    TEXT,
+    row_lines,
+    show_rows,
+)
 from summerlm.recipes.settings import Settings
-from summerlm.recipes.showing import CUT, FIRST, LINE_END, ON, SPECIAL, TEXT, row_lines, show_rows
 from summerlm.tokenizer.learn import learn_bpe
 from summerlm.tokenizer.registry import load_tokenizer
 

@@ -32,11 +32,11 @@ from summerlm.data.loader import Loader, hash_steps, merge_states
 from summerlm.data.sources import Source
 from summerlm.data.tokens import writing
 from summerlm.data.tokens.reading import Tokens, TokenSource, TokenSteps
-from summerlm.recipes.batches import hash_run, open_loader
-from summerlm.recipes.locking import lock_data, open_data, open_run_data
+from summerlm.recipes.data.batches import hash_run, open_loader
+from summerlm.recipes.data.locking import lock_data, open_data, open_run_data
+from summerlm.recipes.data.tokenizing import keep_held_out, tokenize
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.settings import Settings
-from summerlm.recipes.tokenizing import keep_held_out, tokenize
 from summerlm.recipes.watching import take_text
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.train.step import Stepper

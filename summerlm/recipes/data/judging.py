@@ -26,8 +26,8 @@ from summerlm.data.rules.scrubbing import EMAIL, SCRUBBERS, SECRET
 from summerlm.data.shards.rows import Dropped
 from summerlm.data.shards.transfer import Transfer
 from summerlm.data.sources import Source
-from summerlm.recipes.locking import lock_path
-from summerlm.recipes.probing import draw, one_line
+from summerlm.recipes.data.locking import lock_path
+from summerlm.recipes.data.probing import draw, one_line
 from summerlm.recipes.settings import Settings
 
 EXAMPLES = 2  # of a rule and source

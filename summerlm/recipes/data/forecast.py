@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from summerlm.core.errors import UsageError
 from summerlm.data.sources import Source
-from summerlm.recipes.probing import probe
+from summerlm.recipes.data.probing import probe
 from summerlm.recipes.settings import Settings, derive
 from summerlm.tokenizer.tokenizer import Tokenizer
 

@@ -19,8 +19,8 @@ from summerlm.core.errors import UsageError
 from summerlm.core.progress import progress_bar
 from summerlm.data.batch import IGNORE
 from summerlm.data.loader import Step
-from summerlm.recipes.batches import open_loader
-from summerlm.recipes.locking import open_run_data
+from summerlm.recipes.data.batches import open_loader
+from summerlm.recipes.data.locking import open_run_data
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer

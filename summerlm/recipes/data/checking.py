@@ -20,9 +20,9 @@ from summerlm.data.opening import open_source
 from summerlm.data.rules.catalogue import OF_THE_WHOLE
 from summerlm.data.shards.transfer import Transfer
 from summerlm.data.sources import Source
-from summerlm.recipes.forecast import TOLERANCE, judge_epochs, predicted_epochs, source_budget
-from summerlm.recipes.locking import lock_path
-from summerlm.recipes.probing import Probe, probe
+from summerlm.recipes.data.forecast import TOLERANCE, judge_epochs, predicted_epochs, source_budget
+from summerlm.recipes.data.locking import lock_path
+from summerlm.recipes.data.probing import Probe, probe
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer

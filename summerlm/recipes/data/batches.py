@@ -14,7 +14,7 @@ from summerlm.core.files import read_json
 from summerlm.core.progress import progress_bar
 from summerlm.data.loader import Loader, Steps, hash_steps
 from summerlm.data.tokens.reading import Tokens, TokenSteps
-from summerlm.recipes.locking import Sources, open_run_data
+from summerlm.recipes.data.locking import Sources, open_run_data
 from summerlm.recipes.settings import Settings, derive
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer

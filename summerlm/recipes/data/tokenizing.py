@@ -32,8 +32,8 @@ from summerlm.data.tokens.manifest import (
     write_manifest,
 )
 from summerlm.data.tokens.writing import steps_per_shard, sweep, write_shard
-from summerlm.recipes.batches import open_loader
-from summerlm.recipes.locking import open_data, open_tokens
+from summerlm.recipes.data.batches import open_loader
+from summerlm.recipes.data.locking import open_data, open_tokens
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.watching import longest_text
 from summerlm.tokenizer.registry import load_tokenizer

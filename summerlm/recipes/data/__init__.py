@@ -1,0 +1,1 @@
+"""Flows over the data of a run: pin, look at, deal, tokenize."""
