@@ -30,7 +30,7 @@ from typing import NamedTuple
 EMAIL = "email@example.com"  # a reserved domain: stays when scrubbed again
 SECRET = "<SECRET>"
 DISTINCT = 10  # different characters that a secret has at least
-KEY_CHARACTERS = 64  # of the body of a key block, at least; shorter ones are documentation
+KEY_RUN = 40  # base64 characters in a row in a key block; without, it is code or documentation
 
 _TOP_LEVEL = (
     "[a-z]{2}|com|org|net|edu|gov|mil|int|info|biz|name|pro|museum|aero|coop|jobs|mobi|travel|cat|"
@@ -49,6 +49,18 @@ _EMAIL = re.compile(
     (?!\(|\[|:[\w/~.])                # not a call, nor host:path
     """,
     re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+
+
+_KEY_BLOCK = re.compile(
+    rf"""
+    (?P<before>-----BEGIN[ A-Z0-9]{{0,40}}[ ]PRIVATE[ ]KEY(?:[ ]BLOCK)?-----)
+    (?=(?:[A-Za-z0-9+/]{{1,{KEY_RUN - 1}}}+(?![A-Za-z0-9+/])|(?!-----)[^A-Za-z0-9+/])*+
+       [A-Za-z0-9+/])                 # a run of KEY_RUN
+    [^-]*+(?:-(?!----)[^-]*+)*+       # up to the next five hyphens
+    (?=-----END[ ])
+    """,
+    re.VERBOSE,
 )
 
 
@@ -122,15 +134,7 @@ TOKENS = {
     ),
     "Vault": _token("hvs. hvb.", r"hv[sb]\.[\w-]{90,300}"),
     "age": _token("AGE-SECRET-KEY-1", r"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}"),
-    "private key": Token(
-        ("PRIVATE KEY",),
-        re.compile(
-            r"(?P<before>-----BEGIN[ A-Z0-9]{0,40} PRIVATE KEY(?: BLOCK)?-----)"
-            rf"(?=(?:(?:(?!-----)[^A-Za-z0-9])*+[A-Za-z0-9]){{{KEY_CHARACTERS}}})"
-            r"[^-]*+(?:-(?!----)[^-]*+)*+"  # up to the next five hyphens
-            r"(?=-----END )"
-        ),
-    ),
+    "private key": Token(("PRIVATE KEY",), _KEY_BLOCK),
 }
 
 
