@@ -10,7 +10,7 @@ store's answer says how long to wait; tenacity and stamina know neither without 
 import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from summerlm.core.errors import SourceDownError
@@ -47,7 +47,8 @@ def retried(
 
     Args:
         what: File or URL, for messages.
-        attempt: Tries once within the seconds it is given; raises `Transient` for what may pass.
+        attempt: Tries once, until the `time.monotonic` it is given; raises `Transient` for what
+            may pass.
         deadline_s: Seconds for all attempts and pauses together.
         note: Takes one incident where there was more than one attempt.
 
@@ -58,25 +59,31 @@ def retried(
         SourceDownError: If none was good in time; it names the last reason.
     """
     start = time.monotonic()
+    reasons: dict[str, None] = {}  # all that were met, in order
     for number in itertools.count(1):
         try:
-            result = attempt(deadline_s - (time.monotonic() - start))
+            result = attempt(start + deadline_s)
         except Transient as transient:
-            fault, wait = transient, _pause(number, transient, deadline_s)
+            fault = transient
+            reasons[str(fault)] = None
         else:
             if number > 1:
-                note({"reason": f"{what}: {fault}; read at attempt {number}", "attempts": number})
+                reason = f"{what}: {_listed(reasons)}; read at attempt {number}"
+                note({"reason": reason, "attempts": number})
             return result
+        wait = _pause(number, fault, deadline_s)
         spent = time.monotonic() - start
         if spent + wait >= deadline_s:
             break
         time.sleep(wait)
-    note({"reason": f"{what}: {fault}; given up at attempt {number}", "attempts": number})
     asked = f", and asks to wait {fault.retry_after_s:.0f} s" if fault.retry_after_s else ""
-    raise SourceDownError(
-        f"{what}: {fault}{asked}; {number} attempts in {spent:.0f} of data.deadline_s = "
-        f"{deadline_s:g} s"
-    )
+    reason = f"{what}: {_listed(reasons)}{asked}; given up at attempt {number}"
+    note({"reason": reason, "attempts": number})
+    raise SourceDownError(f"{reason}, after {spent:.3g} of data.deadline_s = {deadline_s:g} s")
+
+
+def _listed(reasons: Iterable[str]) -> str:
+    return ", ".join(list(reasons)[-3:])  # more would tell no more
 
 
 def _pause(number: int, fault: Transient, deadline_s: float) -> float:

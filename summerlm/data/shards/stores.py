@@ -144,6 +144,8 @@ def _translated(error: Exception) -> Exception:
     denied = isinstance(error, PermissionError) or name.startswith(_CREDENTIALS)
     if denied or getattr(error, "code", 0) in (401, 403) or reason.startswith("Forbidden"):
         return Refused(FORBIDDEN, reason)
+    if isinstance(error, TimeoutError):
+        return Transient(str(error) or "no answer before the deadline")
     if isinstance(error, OSError | EOFError) or package in _NETWORK:
         return Transient(reason)
     return error

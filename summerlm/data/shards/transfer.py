@@ -192,7 +192,7 @@ class Transfer:
         """
         return retried(
             what,
-            lambda left_s: attempt(Patience(self.stall_timeout_s, left_s)),
+            lambda until: attempt(Patience(self.stall_timeout_s, until)),
             self.deadline_s,
             self.incidents.append,
         )

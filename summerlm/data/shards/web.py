@@ -28,7 +28,12 @@ class Patience(NamedTuple):
     """How long one attempt may take."""
 
     stall_s: float  # without a byte
-    left_s: float  # altogether
+    until: float  # altogether, by `time.monotonic`
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left, more than 0."""
+        return max(self.until - time.monotonic(), 1e-3)
 
 
 class Told(NamedTuple):
