@@ -18,6 +18,7 @@ from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.rules.contamination import ContaminationIndex, evaluation_texts
 from summerlm.data.rules.droplists import DropLists
 from summerlm.data.rules.duplicates import Document, find_duplicates
+from summerlm.data.rules.pipeline import Cleaned
 from summerlm.data.shards.cache import cached, making
 from summerlm.data.shards.files import find_files
 from summerlm.data.shards.rows import Row
@@ -108,6 +109,9 @@ class Screened(Protocol):
     def rules(self) -> Sequence[str]:
         """Names of its rules."""
 
+    def clean(self, text: str) -> Cleaned:
+        """Apply its rules on single texts."""
+
     def rows(self, *, held_out: bool) -> Iterator[Placed]:
         """Read the held-out rows, or all others, in order."""
 
@@ -156,5 +160,6 @@ def _documents(sources: Sequence[Screened], progress: Progress) -> Iterator[Docu
                 done += 1
                 if done % 1000 == 0:
                     progress("reading all texts for duplicates", done, total)
-                if isinstance(row, str):
+                # a text that a rule drops must not take its copy in another source with it
+                if isinstance(row, str) and isinstance(source.clean(row).text, str):
                     yield Document(source.name, position, row, near)

@@ -155,17 +155,21 @@ class Source:
                         yield Placed(first + place, row)
 
     def leave_out(self, lists: DropLists) -> None:
-        """Drop rows that stand elsewhere too.
+        """Drop rows that stand elsewhere too, if the source asks for it.
 
         Args:
             lists: The rows to drop, of all sources.
         """
-        self._duplicates = [
-            (Dropped(rule), rows[self.name])
-            for rule, rows in ((EXACT, lists.exact), (NEAR, lists.near))
-            if rule in self.rules and self.name in rows
-        ]
-        self._found_in = lists.sha256 if self._duplicates else None
+        if not {EXACT, NEAR} & set(self.rules):
+            return
+        none = np.empty(0, np.int64)
+        exact, near = lists.exact.get(self.name, none), lists.near.get(self.name, none)
+        if EXACT not in self.rules:
+            exact, near = none, np.union1d(exact, near)  # a copy is a near-duplicate too
+        self._duplicates = [(Dropped(EXACT), exact)]
+        if NEAR in self.rules:
+            self._duplicates.append((Dropped(NEAR), near))
+        self._found_in = lists.sha256
 
     def held_out(self) -> Iterator[str]:
         """Read the texts that training never draws, in the order of files and rows."""

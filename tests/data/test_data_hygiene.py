@@ -68,6 +68,28 @@ def test_duplicates_are_dropped_over_sources_but_for_the_first(tmp_path):
     assert not reasons(b)
 
 
+def test_a_text_that_a_rule_drops_takes_no_copy_with_it(tmp_path):
+    short, long = ["Hi there"] * 3, [prose(n) for n in range(9)]
+    one = write(tmp_path / "one.parquet", short + long)
+    two = write(tmp_path / "two.parquet", [*short, prose(50)])
+    a, b = open_sources(
+        config(
+            a={"path": one, "rules": ["exact-duplicates", "gopher-words"]},
+            b={"path": two, "rules": ["exact-duplicates"]},
+        ),
+        1,
+    )
+    assert reasons(a) == ["gopher-words"] * 3
+    assert rows_of(b)[0] == "Hi there"
+    assert reasons(b) == ["exact-duplicates"] * 2
+
+
+def test_copies_are_near_duplicates_where_only_these_are_asked_for(tmp_path):
+    path = write(tmp_path / "a.parquet", [prose(n % 6) for n in range(9)])
+    (source,) = open_sources(config(a={"path": path, "rules": ["near-duplicates"]}), 1)
+    assert reasons(source) == ["near-duplicates"] * 3
+
+
 def test_no_copy_of_a_held_out_row_is_trained_on(tmp_path):
     texts = [prose(n % 50) for n in range(150)]
     path = write(tmp_path / "a.parquet", texts)
