@@ -159,8 +159,8 @@ def test_the_ledger_counts_each_rule_the_same_over_a_resume(tmp_path):
         assert ledger_of(steps[:stop], take(rest, 60 - stop)) == ledger_of(steps)
     found = ledger_of(steps)
     assert found["epochs"] > 1
-    assert found["dropped"]["exact-duplicates"] >= 10 + 19  # of the short ones one stays
-    assert found["dropped"]["gopher-words"] >= 1
+    assert found["dropped"]["exact-duplicates"] >= 10
+    assert found["dropped"]["gopher-words"] >= 20  # and no copy of one another
     assert found["changed"]["emails"] >= 60
 
 
