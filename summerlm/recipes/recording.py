@@ -174,6 +174,8 @@ def describe_run(
     """
     derived = derive(settings)
     micro = settings.parallel.micro_batch_rows or derived.rows
+    tokens = settings.data.tokens
+    hands = f"{settings.data.workers} workers" if tokens is None else f"read from {tokens}"
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
         "parameters": f"{parameters(settings.model):,}",
@@ -181,7 +183,7 @@ def describe_run(
         "steps": f"{derived.steps:,} of {settings.train.batch_tokens:,} tokens",
         "tokens": f"{derived.tokens:,}",
         "a step": f"{derived.rows} rows of {settings.model.context}, {micro} at once",
-        "data": f"{settings.data.lanes} lanes, {settings.data.workers} workers",
+        "data": f"{settings.data.lanes} lanes, {hands}",
         "device": f"{device}, matrix products in {dtype or torch.float32}",
         "attention": "causal scaled_dot_product_attention, biases as channels",
         "blocks": "compiled one by one" if settings.parallel.compile else "not compiled",
