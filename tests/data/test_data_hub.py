@@ -70,6 +70,7 @@ def test_agrees_with_the_hubs_own_library(hub: HubServer) -> None:
     }
     assert {file.name: (file.size, file.hash) for file in found.files} == theirs
     assert [file.name for file in found.files] == NAMES[1:]
+    assert {request.authorization for request in hub.requests} == {None}  # nobody logged in
 
 
 def test_every_file_is_read_under_its_commit(hub: HubServer) -> None:
