@@ -107,6 +107,7 @@ def test_the_lock_pins_the_rows_that_are_dropped(tmp_path):
     settings = config(a={"path": path, "rules": ["exact-duplicates"]})
     (source,) = open_sources(settings, 2)
     lock = json.loads(json.dumps([source.lock()]))
+    assert len(lock[0]["duplicates"]) == 64
     (again,) = open_sources(settings, 2, lock)
     assert rows_of(again) == rows_of(source)
     # a damaged copy of the lists is made again, other lists are refused
@@ -207,3 +208,10 @@ def test_a_path_below_the_home_folder_or_a_glob_is_an_evaluation_set_too(tmp_pat
     table = {"path": path, "rules": ["contamination"]}
     (source,) = open_sources(config(a=table, evaluation_sets=[f"{tmp_path}/evals/*.parquet"]), 1)
     assert reasons(source) == ["contamination"]
+
+
+@pytest.mark.parametrize("name", ["", "hub:gsm8k", "hub:open ai/gsm8k"])
+def test_an_evaluation_set_that_can_not_be_one(tmp_path: Path, name: str):
+    table = {"path": write(tmp_path / "a.parquet", [prose(1)]), "rules": ["contamination"]}
+    with pytest.raises(UsageError, match=f"data.evaluation_sets: {name!r}: "):
+        open_sources(config(a=table, evaluation_sets=[name]), 1)

@@ -1,4 +1,4 @@
-"""The order's tests can fail: each of these breaks of the code must be noticed by them.
+"""The tests of order and reading can fail: they must notice each of these breaks of the code.
 
 A first draft of such tests passes on broken code more often than one thinks. A mutant whose text
 no longer occurs in the code is an error: change it along with the code.
@@ -15,7 +15,10 @@ import pytest
 import summerlm
 
 HERE = Path(__file__).parent
-NAMES = ("batch", "lanes", "ledger", "loader", "mixture", "permutation", "workers")
+NAMES = (
+    *("batch", "lanes", "ledger", "loader", "mixture", "permutation", "workers"),
+    *("hygiene", "sources", "transfer", "faults"),
+)
 
 CONFTEST = """
 from pathlib import Path
@@ -116,6 +119,43 @@ MUTANTS = {
         "except SummerError as error",
         "except KeyError as error",
     ),
+    "dropped rows not counted": ("ledger", "lanes", "dropped[text.reason] += 1", "pass"),
+    "copies of held-out rows kept": (
+        "hygiene",
+        "hygiene",
+        "for held_out in (True, False):",
+        "for held_out in (False, True):",
+    ),
+    "a dropped text takes its copy with it": (
+        "hygiene",
+        "hygiene",
+        " and isinstance(source.clean(row).text, str)",
+        "",
+    ),
+    "duplicates kept": ("hygiene", "sources", "rows[index] = reason", "pass"),
+    "duplicates not pinned": ("hygiene", "sources", "self._found_in = lists.sha256", "pass"),
+    "evaluation sets not pinned": (
+        "hygiene",
+        "sources",
+        "else self._evaluation.files",
+        "else None",
+    ),
+    "any data accepted": ("hygiene", "opening", "if found := lock_differences(old, new):", "if 0:"),
+    "a row of each stripe lost": ("sources", "units", "kept[last - 1] + 1", "kept[last - 1]"),
+    "held-out rows trained on": ("sources", "units", "~rule.mask(name", "0 <= rule.mask(name"),
+    "given up at once": ("faults", "shards/retrying", "if spent + wait >= deadline_s:", "if 1:"),
+    "pause not as long as asked": (
+        "transfer",
+        "shards/retrying",
+        "(fault.retry_after_s or 0) + ",
+        "0 * ",
+    ),
+    "wrong bytes accepted": (
+        "transfer",
+        "shards/transfer",
+        'if kind != "etag" and hash_file',
+        'if kind == "none" and hash_file',
+    ),
 }
 
 
@@ -154,7 +194,7 @@ def copied(tmp_path):
     """A copy of the package and of the order's tests."""
     package = Path(summerlm.__file__).parent
     shutil.copytree(package, tmp_path / "summerlm", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data_streams.py", *(f"test_data_{name}.py" for name in NAMES)):
+    for name in ("data_streams.py", "hub_server.py", *(f"test_data_{name}.py" for name in NAMES)):
         shutil.copy(HERE / name, tmp_path)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     return tmp_path
