@@ -41,6 +41,10 @@ class DamagedError(SourceDownError):
     """A part of a file can't be decoded, even when its bytes are fetched again."""
 
 
+class WorkerDiedError(SummerError):
+    """A process that makes batches was killed."""
+
+
 class SaveError(SummerError):
     """A file or checkpoint can't be written."""
 

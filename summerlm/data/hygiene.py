@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from summerlm.core.config import validate
 from summerlm.core.errors import DataChangedError, UsageError
 from summerlm.core.files import write_atomically
 from summerlm.core.progress import Progress
@@ -75,15 +76,15 @@ def open_evaluation(config: DataConfig, transfer: Transfer) -> Evaluation:
 
 def _origin(name: str) -> SourceConfig:
     """Read `hub:owner/name[/glob]`, or a path or glob."""
+    what = f"data.evaluation_sets: {name!r}"
     if not name.startswith(_HUB):
-        return SourceConfig(weight=1, path=name)
+        return validate(SourceConfig, {"weight": 1, "path": name}, what)
     owner, _, rest = name.removeprefix(_HUB).partition("/")
     repository, _, files = rest.partition("/")
     if not owner or not repository:
-        raise UsageError(
-            f"data.evaluation_sets: {name!r}: write hub:owner/name or hub:owner/name/*"
-        )
-    return SourceConfig(weight=1, hub=f"{owner}/{repository}", files=files or None)
+        raise UsageError(f"{what}: write hub:owner/name or hub:owner/name/*")
+    hub = f"{owner}/{repository}"
+    return validate(SourceConfig, {"weight": 1, "hub": hub, "files": files or None}, what)
 
 
 class Placed(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from summerlm.core.errors import DataChangedError, SummerError, UsageError
+from summerlm.core.errors import DataChangedError, SummerError, UsageError, WorkerDiedError
 from summerlm.data.batch import Batch, batch_sha
 from summerlm.data.lanes import DataOrder, UnitSource
 from summerlm.data.ledger import Counts
@@ -167,7 +167,7 @@ class Loader(Iterator[Step]):
                 source.name: sum((part.counts[i] for part in parts), Counts())
                 for i, source in enumerate(self._order.sources)
             },
-            incidents=[incident for part in parts for incident in part.incidents],
+            incidents=[*self._take_incidents(), *(i for part in parts for i in part.incidents)],
         )
 
     def close(self) -> None:
@@ -177,13 +177,18 @@ class Loader(Iterator[Step]):
             worker.kill()
         self._parts = iter(())
 
+    def _take_incidents(self) -> Iterator[dict[str, Any]]:
+        """Hand over what this process met beside workers, as when it opened the sources."""
+        for source in self._order.sources:
+            yield from source.take_incidents()
+
     def _receive(self) -> Part:
         try:
             part = next(self._parts)
         except RuntimeError as error:
             if all(worker.is_alive() for worker in self._workers):
                 raise
-            raise SummerError(
+            raise WorkerDiedError(
                 f"a data worker died ({error}); look for an out-of-memory kill, or set "
                 "data.workers=0 to see it fail in this process"
             ) from None

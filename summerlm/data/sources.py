@@ -88,6 +88,8 @@ class Source:
         self._duplicates: list[tuple[Dropped, NDArray[np.int64]]] = []
         self._found_in: str | None = None
         sizes = [(shard.file.name, shard.groups, shard.group_bytes) for shard in shards]
+        counts = (sum(shard.groups) for shard in shards)
+        self._rows_before = list(itertools.accumulate(counts, initial=0))  # of all files before
         self.table = cut_units(name, sizes, rule, lanes)
         self.units: Sequence[int] = self.table[:, Unit.ROWS].tolist()
         self._require_text()
@@ -188,14 +190,18 @@ class Source:
         """Say which data this source stands for.
 
         Returns:
-            Plain JSON: name, origin, revision, licence, terms, what of a row is its text, what is
-            left out or changed, the held-out rule, and each file's name, bytes, hash, rows and
-            bytes of text a group; no path of a machine.
+            Plain JSON: name, origin, which files of it, revision, licence, terms, what of a row is
+            its text, what is left out or changed, the held-out rule, and each file's name, bytes,
+            hash, rows and bytes of text a group; no path of a machine.
         """
         config = self._config
         return {
             "name": self.name,
             "origin": config.hub or ("python_stdlib" if config.python_stdlib else "files"),
+            # which files are asked for: those that a lock pins are read without looking again
+            "branch": config.revision if config.hub else None,
+            "data_dir": config.data_dir,
+            "glob": config.files,
             "revision": self._revision,
             "licence": config.licence,
             "terms": config.terms,
@@ -235,8 +241,7 @@ class Source:
 
     def _first_row(self, shard: int, group: int) -> int:
         """Give the number of a group's first row, counted over all files."""
-        before = sum(sum(other.groups) for other in self.shards[:shard])
-        return before + sum(self.shards[shard].groups[:group])
+        return self._rows_before[shard] + sum(self.shards[shard].groups[:group])
 
     def _without_duplicates(self, rows: list[Row], positions: NDArray[np.int64]) -> list[Row]:
         for reason, listed in self._duplicates:

@@ -10,7 +10,7 @@ Flow:
 from rich.console import Console
 
 from summerlm.core.config import dump_toml
-from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
+from summerlm.core.errors import DataChangedError, SourceDownError, UsageError, WorkerDiedError
 from summerlm.core.files import RunFolder
 from summerlm.core.record import Recorder
 from summerlm.core.runtime import InterruptedWaitError, StopRequest, require_single_process
@@ -70,6 +70,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     Raises:
         SaveError: If the last state can't be saved.
         SourceDownError: If a source fails for good; the last step is saved before.
+        WorkerDiedError: If a data worker was killed; the last step is saved before.
     """
     settings, derived, state = run.settings, derive(run.settings), run.state or {}
     guard = SkipGuard(settings.train.max_skipped_steps, state.get("guard"))
@@ -112,7 +113,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
                 break
     except InterruptedWaitError:
         recorder.write("stop", line="stopped before a step was made")
-    except (DataChangedError, SourceDownError, UsageError) as error:
+    except (DataChangedError, SourceDownError, UsageError, WorkerDiedError) as error:
         recorder.write("incident", line=f"warning: {error}", reason=str(error))
         if event is not None:
             saver.save(event)

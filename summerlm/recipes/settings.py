@@ -187,4 +187,5 @@ def _may_change(key: str) -> bool:
         return False
     sections = ("run.", "parallel.", "checkpoint.")
     how = ("mirror", "tokens", "workers", "prefetch_steps", "stall_timeout_s", "deadline_s")
-    return key.startswith(sections) or key in {f"data.{name}" for name in how}
+    limit = key.startswith("data.sources.") and key.endswith(".max_epochs")
+    return limit or key.startswith(sections) or key in {f"data.{name}" for name in how}

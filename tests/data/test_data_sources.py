@@ -155,13 +155,16 @@ def test_the_lock_says_what_was_opened(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     write_parquet(path, ["one", "two", "three"], 2)
     table = {"hub": "owner/name", "revision": "abc", "licence": "CC0", "column": "text"}
-    table |= {"rules": ["emails"], "max_characters": 9}
+    table |= {"rules": ["emails"], "max_characters": 9, "files": "**/*.parquet"}
     config = settings(0.25, s=table).model_copy(update={"mirror": tmp_path})
     lock = open_sources(config, 1)[0].lock()
     (file,) = lock.pop("files")
     assert lock == {
         "name": "s",
         "origin": "owner/name",
+        "branch": "abc",
+        "data_dir": None,
+        "glob": "**/*.parquet",
         "revision": None,  # a mirror doesn't know
         "licence": "CC0",
         "terms": None,

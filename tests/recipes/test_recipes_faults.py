@@ -18,6 +18,7 @@ from summerlm.core.config import read_settings
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError
 from summerlm.core.record import read_rows
 from summerlm.data.shards import parquet
+from summerlm.recipes.data.locking import lock_data
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.settings import Settings
 from summerlm.train.loop import train
@@ -174,6 +175,24 @@ def test_a_moved_branch_changes_nothing_for_a_run_that_has_its_lock(hub, start, 
     )
     assert hashes(start("run")) == clean
     assert hashes(start("anew")) != clean
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("revision", "v2"), ("data_dir", "more"), ("files", "0.parquet")]
+)
+def test_a_lock_is_refused_for_files_that_it_was_not_made_of(hub, config, tmp_path, key, value):
+    """Pinned files are read without a look at the hub, so what was asked for must be pinned."""
+    run = f"run.folder={tmp_path / 'run'}"
+    lock_data(read_settings(Settings, config, [run]), None)
+    other = read_settings(Settings, config, [run, f"data.sources.text.{key}={value}"])
+    with pytest.raises(DataChangedError, match=f"source text: .* was .* and is {value}"):
+        lock_data(other, None)
+
+
+def test_faults_at_the_opening_are_recorded_whoever_makes_the_batches(hub, start):
+    hub.script("status", match="/tree/")
+    (line,) = incidents(start("run", "data.workers=1", "data.deadline_s=20"))
+    assert "/tree/" in line
 
 
 def test_a_damaged_part_stops_or_is_counted_as_the_source_says(hub, start, tmp_path, config):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -22,6 +23,7 @@ from summerlm.core.errors import (
     NoCheckpointError,
     SaveError,
     UsageError,
+    WorkerDiedError,
 )
 from summerlm.core.record import read_rows
 from summerlm.recipes.pretrain import pretrain
@@ -348,3 +350,23 @@ def test_max_epochs_that_are_used_up_stop_a_run_and_save_it(start, tmp_path, mon
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
     assert ledger["tokens"] == made * 256
     assert ledger["sources"]["text"]["epochs"] == 1
+    start("run", "data.sources.text.max_epochs=100", "train.budget_tokens=100000")
+    _, twin = start("twin", "train.budget_tokens=100000")
+    assert steps_of(tmp_path / "run") == steps_of(twin)
+
+
+@pytest.mark.slow  # torch looks after its workers every five seconds
+def test_a_killed_worker_stops_a_run_and_saves_it(start, tmp_path, monkeypatch):
+    def killing(*args, **kwargs):
+        for event in train(*args, **kwargs):
+            if event.step == 1:
+                for child in multiprocessing.active_children():
+                    child.kill()
+            yield event
+
+    monkeypatch.setattr("summerlm.recipes.pretrain.train", killing)
+    with pytest.raises(WorkerDiedError, match="a data worker died"):
+        start("run", "data.workers=1", "data.prefetch_steps=1", "checkpoint.every_steps=100")
+    made = len(steps_of(tmp_path / "run"))
+    assert 0 < made < 12
+    assert (tmp_path / "run" / "checkpoints" / f"step-{made:08d}").is_dir()

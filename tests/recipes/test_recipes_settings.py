@@ -41,6 +41,7 @@ def test_derived_rounds_up_to_whole_steps(tiny_config):
         "data.workers=2",
         "parallel.micro_batch_rows=2",
         "checkpoint.every_steps=1",
+        "data.sources.text.max_epochs=2",  # what the stop at the former one advises
         "train.budget_tokens=4000",
         "train.budget_tokens=2900",  # rounds up to the same steps
     ],
