@@ -222,9 +222,22 @@ def test_a_copy_that_rots_in_the_cache_is_fetched_again(hub: HubServer, cache: P
         data = bytearray(copy.read_bytes())
         data[5000] ^= 4
         copy.write_bytes(data)
+    assert rows(shards) == TEXTS
+    assert len(transfer.take_incidents()) == len(shards)
     for footer in (cache / "footers").iterdir():
         footer.write_bytes(b"PAR1")
     assert rows(opened("parquet", transfer)) == TEXTS
+
+
+def test_lines_that_rot_in_the_cache_are_fetched_again(hub: HubServer, cache: Path) -> None:
+    opened("jsonl", Transfer(1, 5))
+    for path in (cache / "jsonlines").iterdir():
+        path.unlink()
+    for copy in (cache / "files").iterdir():
+        copy.write_bytes(copy.read_bytes()[:-10])
+    transfer = Transfer(1, 5)
+    assert rows(opened("jsonl", transfer)) == TEXTS
+    assert all("read anew" in incident["reason"] for incident in transfer.take_incidents())
 
 
 @pytest.mark.parametrize("whole", [0, 64 << 20])

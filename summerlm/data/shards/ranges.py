@@ -75,8 +75,7 @@ class RangeReader(io.RawIOBase):
         position = self._position
         part = bisect_right(self._starts, position) - 1
         if part < 0 or position >= self._parts[part][1]:  # outside all parts
-            end = min([stop, *self._starts[part + 1 : part + 2]])
-            return memoryview(self._read_range(position, end))
+            return memoryview(self._read_range(position, stop))
         first, data = self._windows.get(part, (0, b""))
         if not first <= position < first + len(data):
             end = min(max(position + WINDOW_BYTES, stop), self._parts[part][1])
