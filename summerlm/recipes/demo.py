@@ -26,6 +26,7 @@ from summerlm.core.console import facts_table
 from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder, read_json, write_json
 from summerlm.core.record import read_rows
+from summerlm.core.runtime import StopRequest
 from summerlm.data.opening import open_sources
 from summerlm.data.shards.stdlib import standard_library
 from summerlm.eval.compression import xz_bytes_after
@@ -145,7 +146,7 @@ def time_steps(settings: Settings) -> tuple[float, float]:
     """
     with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as held:
         start = time.monotonic()
-        run = open_run(settings, held, warn=lambda _: None)
+        run = open_run(settings, held, warn=lambda _: None, stop=StopRequest())
         stepper = make_stepper(run)
         loader = open_loader(settings, run.sources, run.tokenizer, None)
         ticks = [time.monotonic()]

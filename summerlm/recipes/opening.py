@@ -19,6 +19,7 @@ from summerlm.core.config import dump_toml, read_settings
 from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import pick_device
+from summerlm.core.runtime import StopRequest
 from summerlm.data.tokens.reading import Tokens
 from summerlm.model.init import build
 from summerlm.model.transformer import Transformer
@@ -91,18 +92,22 @@ def is_finished(settings: Settings) -> bool:
     return bool(state["step"] == last)
 
 
-def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None]) -> Run:
+def open_run(
+    settings: Settings, folder: RunFolder, warn: Callable[[str], None], stop: StopRequest
+) -> Run:
     """Bring a run to where its next step can be made.
 
     Args:
         settings: The run's settings.
         folder: Its folder, held.
         warn: Called with one line for each thing a person should know.
+        stop: Ends a wait for data, however long it would be.
 
     Returns:
         The run.
 
     Raises:
+        InterruptedWaitError: If a request to stop came while the data were opened.
         DataChangedError: If the data are not those the run began with.
         NoCheckpointError: If it has checkpoints and none is good.
     """
@@ -114,10 +119,11 @@ def open_run(settings: Settings, folder: RunFolder, warn: Callable[[str], None])
             f"model.vocabulary ({settings.model.vocabulary}) must be {tokenizer.vocabulary}, "
             f"the size of tokenizer.name = {settings.tokenizer.name!r}"
         )
-    sources = open_run_data(settings)
-    if not isinstance(sources, Tokens):
-        for line in check_epochs(settings, sources, tokenizer):
-            warn(line)
+    with stop.interrupting():
+        sources = open_run_data(settings)
+        if not isinstance(sources, Tokens):
+            for line in check_epochs(settings, sources, tokenizer):
+                warn(line)
     resumed = folder.settings.exists()
     store = Store(folder.checkpoints, warn)
     store.clear_drafts()

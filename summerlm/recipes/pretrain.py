@@ -44,7 +44,11 @@ def pretrain(settings: Settings, console: Console) -> int:
         return 0
     with RunFolder(settings.run.folder) as folder, StopRequest() as stop:
         notes: list[str] = []
-        run = open_run(settings, folder, notes.append)
+        try:
+            run = open_run(settings, folder, notes.append, stop)
+        except InterruptedWaitError:
+            console.print("stopped while the data were opened", soft_wrap=True)
+            return stop.exit_code
         describe_run(console, settings, run.model, run.optimizer, run.device, run.dtype)
         recorder = open_recorder(settings, folder, console, run.state, run.resumed)
         for note in notes:

@@ -195,6 +195,21 @@ def test_faults_at_the_opening_are_recorded_whoever_makes_the_batches(hub, start
     assert "/tree/" in line
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_opening_of_data(hub, config, tmp_path, number):
+    """Nothing is made yet: it must not last until a store that is down is given up."""
+    hub.script("status", match="/tree/", times=10**6)
+    settings = read_settings(
+        Settings, config, [f"run.folder={tmp_path / 'run'}", "data.deadline_s=50"]
+    )
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+    began = time.monotonic()
+    code = pretrain(settings, Console(quiet=True))
+    assert code == (0 if number is signal.SIGTERM else 75)
+    assert time.monotonic() - began < 10
+
+
 def test_a_damaged_part_stops_or_is_counted_as_the_source_says(hub, start, tmp_path, config):
     path = tmp_path / "hub" / "owner" / "texts" / "1.parquet"
     data = bytearray(path.read_bytes())
