@@ -183,13 +183,19 @@ def test_hashes_are_remembered_until_a_file_changes(
     assert hashed == ["a.txt", "a.txt"]
 
 
-def test_a_file_that_just_changed_is_not_remembered(tmp_path: Path) -> None:
+def test_a_file_that_just_changed_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It could change again within the same time stamp."""
     path = tmp_path / "a.txt"
-    for text in ("a.txt", "/.txt") * 20:
-        path.write_text(text)
-        (file,) = listed(path=str(path)).files
-        assert file.hash == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    path.write_text("one")
+    (before,) = listed(path=str(path)).files
+    monkeypatch.setattr(hashes, "hash_file", lambda path, kind: "sha256:anew")
+    (after,) = listed(path=str(path)).files
+    assert (before.hash, after.hash) == (
+        f"sha256:{hashlib.sha256(b'one').hexdigest()}",
+        "sha256:anew",
+    )
 
 
 def _listed_there(folder: Path) -> list[File]:

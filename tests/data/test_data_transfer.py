@@ -431,6 +431,23 @@ def test_files_of_an_object_store(settings: dict[str, object], names: list[str])
     assert find_files("s", config, None, reader, known).files == files
 
 
+def test_a_folder_that_cannot_be_listed_is_not_left_out(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fails = type(memory).ls, [OSError(5, "slow down"), OSError(5, "slow down")]
+
+    def ls(self: object, path: str, *args: object, **arguments: object) -> object:
+        if path.endswith("deep") and fails:
+            raise fails.pop()
+        return real(self, path, *args, **arguments)
+
+    monkeypatch.setattr(type(memory), "ls", ls)
+    reader = Transfer(1, 5)
+    files = listed(reader, path="memory://bucket/data")
+    assert [file.name for file in files][-1] == "deep/c.bin"
+    assert reader.take_incidents()[-1]["attempts"] == 3
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
