@@ -5,13 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from summerlm.checkpoint.store import Store, read_tensors
+from summerlm.core.config import read_settings
 from summerlm.core.record import read_rows
+from summerlm.data.loader import hash_steps, merge_states
+from summerlm.recipes.data.batches import open_loader
+from summerlm.recipes.data.locking import open_data
+from summerlm.recipes.settings import Settings
+from summerlm.tokenizer.registry import load_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 TOY = {
@@ -71,3 +79,33 @@ def test_a_preset_stopped_half_way_ends_as_its_twin(preset, stand_in_data, tmp_p
     assert ledger["tokens"] == 98304
     (check,) = [row for row in rows if row["kind"] == "validation"]
     assert list(check["bits_per_byte_by_source"]) == SOURCES
+
+
+@pytest.mark.slow
+def test_60m_with_48_lanes_is_the_same_in_every_world_and_over_8_to_3(stand_in_data, tmp_path):
+    """By the command, with real workers; 8 -> 3 by the joined states of eight ranks."""
+    overrides = [f"data.mirror={stand_in_data}/hub", f"run.folder={tmp_path / 'run'}"]
+    settings = read_settings(Settings, ROOT / "configs/60m.toml", overrides)
+    assert settings.data.lanes == 48
+
+    def hashes(world, workers, steps):
+        command = [sys.executable, "-m", "summerlm", "data", "hash", str(ROOT / "configs/60m.toml")]
+        command += [*overrides, "--steps", str(steps), "--world", str(world)]
+        out = subprocess.check_output([*command, "--workers", str(workers)], text=True)
+        return [tuple(line.split()) for line in out.splitlines()]
+
+    alone = hashes(1, 2, 4)
+    assert [number for number, _ in alone] == ["1", "2", "3", "4"]
+    for world, workers in [(2, 1), (3, 1), (4, 1), (8, 1)]:
+        assert hashes(world, workers, 2) == alone[:2]
+
+    sources, tokenizer = open_data(settings, write=False), load_tokenizer(settings.tokenizer.name)
+
+    def ranks(world, state):
+        open_rank = partial(open_loader, settings, sources, tokenizer, state, workers=0)
+        return [open_rank(rank=rank, world=world) for rank in range(world)]
+
+    eight = ranks(8, None)
+    state = merge_states([[next(rank), next(rank)][-1].state for rank in eight])
+    three = islice(hash_steps(ranks(3, json.loads(json.dumps(state)))), 2)
+    assert [(str(number), sha) for number, sha in three] == alone[2:]
