@@ -9,11 +9,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
 from summerlm.core.errors import UsageError
 from summerlm.core.files import read_json, write_atomically
 from summerlm.data.config import DataConfig
 
 VERSION = 1
+
+
+class _File(BaseModel):
+    name: str
+    bytes: int
+    hash: str
+    rows: list[int]
+    group_bytes: list[int]
+
+
+class _Source(BaseModel):
+    name: str
+    revision: str | None
+    files: list[_File]
+
+
+_SOURCES = TypeAdapter(list[_Source])
 
 
 def write_lock(path: Path, sources: Sequence[Mapping[str, Any]]) -> None:
@@ -51,8 +70,8 @@ def read_lock(path: Path) -> list[dict[str, Any]]:
     lock = read_json(path)
     if not isinstance(lock, dict) or lock.get("version") != VERSION:
         raise UsageError(f"{path}: not a lock file of version {VERSION}; make it again")
-    sources = lock.get("sources")
-    if not isinstance(sources, list) or not all(_is_source(source) for source in sources):
+    sources: list[dict[str, Any]] = lock.get("sources", [])
+    if not _is_lock(sources):
         raise UsageError(f"{path}: damaged lock file; make it again")
     return sources
 
@@ -140,11 +159,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _is_source(value: Any) -> bool:
-    keys = {"name", "bytes", "hash", "rows", "group_bytes"}
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("name"), str)
-        and isinstance(value.get("files"), list)
-        and all(isinstance(file, dict) and keys <= set(file) for file in value["files"])
+def _is_lock(sources: Any) -> bool:
+    """Tell whether the sources of a lock have all that opening them takes from there."""
+    try:
+        _SOURCES.validate_python(sources, strict=True)
+    except ValidationError:
+        return False
+    files = [file for source in sources for file in source["files"]]
+    named = [sources, *(source["files"] for source in sources)]
+    return all(len(file["rows"]) == len(file["group_bytes"]) for file in files) and all(
+        len({entry["name"] for entry in entries}) == len(entries) for entries in named
     )

@@ -90,6 +90,24 @@ def test_what_is_no_lock_is_refused(tmp_path: Path, text: str) -> None:
         read_lock(path)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("name", "books"),
+        ("revision", 7),
+        ("files", [FILE, FILE]),
+        ("files/0/rows", 5),
+        ("files/0/rows", ["a"]),
+        ("files/0/group_bytes", [50]),
+        ("files/0/hash", None),
+    ],
+)
+def test_an_edited_lock_is_refused(tmp_path: Path, path: str, value: Any) -> None:
+    write_lock(tmp_path / "data.lock.json", changed(path, value))
+    with pytest.raises(UsageError, match=r"data\.lock\.json: damaged lock file"):
+        read_lock(tmp_path / "data.lock.json")
+
+
 def test_a_source_without_licence_is_refused() -> None:
     known = {"path": "a", "weight": 1, "licence": "CC0-1.0"}
     unknown = {"path": "b", "weight": 1}

@@ -46,7 +46,9 @@ FEW = settings(deadline=None, max_examples=25)
 def write_folder(folder, loader, lengths, data=DATA, vocabulary=ByteTokenizer.vocabulary):
     """Write shards of so many steps each."""
     folder.mkdir()
-    write_lock(folder / LOCK, [{"name": name, "files": []} for name in data.sources])
+    write_lock(
+        folder / LOCK, [{"name": name, "revision": None, "files": []} for name in data.sources]
+    )
     texts = {name: {"texts": ["so it goes"], "complete": True} for name in data.sources}
     (folder / HELD_OUT).write_text(json.dumps(texts))
     files = {name: Entry.of((folder / name).read_bytes()) for name in (LOCK, HELD_OUT)}
