@@ -88,10 +88,19 @@ def find(url: str, patience: Patience) -> list[Found]:
     if is_web(url):
         return [Found(link, Told(None, None)) for link in web.find(url, patience)]
     protocol = url.partition("://")[0]
-    # the walk of plain file systems would leave out, in silence, the folders that it can't list
-    strict = {} if protocol in EXTRAS else {"on_error": "raise"}
-    found = _call(url, "find", patience, detail=True, **strict)
-    return [Found(f"{protocol}://{key.lstrip('/')}", _told(info)) for key, info in found.items()]
+    if protocol in EXTRAS:
+        entries = list(_call(url, "find", patience, detail=True).values())
+    else:  # their `find` would leave out, in silence, the folders that it can't list
+        entries, folders = [], [url]
+        for folder in folders:
+            listing = _call(folder, "ls", patience, detail=True)
+            entries += [entry for entry in listing if entry["type"] != "directory"]
+            folders += [_url(protocol, e) for e in listing if e["type"] == "directory"]
+    return [Found(_url(protocol, entry), _told(entry)) for entry in entries]
+
+
+def _url(protocol: str, entry: dict[str, Any]) -> str:
+    return f"{protocol}://{entry['name'].lstrip('/')}"
 
 
 def _told(info: dict[str, Any]) -> Told:
