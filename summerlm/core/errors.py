@@ -37,7 +37,7 @@ class SourceDownError(SummerError):
     exit_code = 5
 
 
-class DamagedError(SourceDownError):
+class DamagedDataError(SourceDownError):
     """A part of a file can't be decoded, even when its bytes are fetched again."""
 
 

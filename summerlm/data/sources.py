@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from summerlm.core.errors import DamagedError, UsageError
+from summerlm.core.errors import DamagedDataError, UsageError
 from summerlm.data.config import SourceConfig
 from summerlm.data.heldout import HeldOut
 from summerlm.data.hygiene import EXACT, NEAR, Evaluation, Placed
@@ -226,7 +226,7 @@ class Source:
         try:
             rows = self.shards[shard].read(group, start, start + len(wanted))
             return list(itertools.compress(rows, wanted))
-        except DamagedError as error:
+        except DamagedDataError as error:
             if self._config.on_damage == "stop":
                 raise
             count = int(wanted.sum())

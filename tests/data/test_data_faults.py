@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer
 
-from summerlm.core.errors import DamagedError, DataChangedError, SourceDownError, UsageError
+from summerlm.core.errors import DamagedDataError, DataChangedError, SourceDownError, UsageError
 from summerlm.data.config import SourceConfig
 from summerlm.data.shards import parquet, retrying
 from summerlm.data.shards.files import Listing, find_files
@@ -198,7 +198,9 @@ def test_bytes_that_are_damaged_at_the_source(
         for group in range(5):
             if group != 2:
                 assert list(first.read(group, 0, 50)) == TEXTS[50 * group : 50 * group + 50]
-        with pytest.raises(DamagedError, match=r"http.*parquet/0.parquet: row group 2: damaged"):
+        with pytest.raises(
+            DamagedDataError, match=r"http.*parquet/0.parquet: row group 2: damaged"
+        ):
             list(first.read(2, 0, 50))
         assert "read anew" in transfer.take_incidents()[0]["reason"]
         assert rows([second]) == TEXTS[250:]
@@ -209,7 +211,7 @@ def test_bytes_that_are_damaged_at_the_source(
 def test_a_file_that_was_cut_at_the_source(hub: HubServer, kind: str, keep: int) -> None:
     (path, *_) = sorted((hub.folder / REPOSITORY / kind).iterdir())
     path.write_bytes(path.read_bytes()[:keep])
-    error = UsageError if kind == "jsonl" and keep == 0 else DamagedError  # an empty file
+    error = UsageError if kind == "jsonl" and keep == 0 else DamagedDataError  # an empty file
     with pytest.raises(error, match=rf"http.*{kind}/0.*(damaged|no JSON object)"):
         opened(kind, Transfer(1, 5))
 

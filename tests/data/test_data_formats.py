@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from summerlm.core.errors import DamagedError, DataChangedError, SourceDownError, UsageError
+from summerlm.core.errors import DamagedDataError, DataChangedError, SourceDownError, UsageError
 from summerlm.data.config import SourceConfig
 from summerlm.data.shards import rows as reasons
 from summerlm.data.shards.files import find_files
@@ -157,7 +157,7 @@ def test_the_wrong_column(tmp_path: Path, settings: dict[str, object], message: 
 def test_a_truncated_file_is_named(tmp_path: Path, keep: float) -> None:
     data = write(tmp_path / "a.parquet", pa.array([f"row {n}" for n in range(500)])).read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(DamagedError, match=r"a.parquet: footer: damaged"):
+    with pytest.raises(DamagedDataError, match=r"a.parquet: footer: damaged"):
         opened(tmp_path / "a.parquet")
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     start = column.dictionary_page_offset or column.data_page_offset
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.raises(DamagedError, match=r"a.parquet: row group 0: damaged"):
+    with pytest.raises(DamagedDataError, match=r"a.parquet: row group 0: damaged"):
         list(opened(path).read(0, 0, 500))
 
 
@@ -304,7 +304,7 @@ def test_a_lost_disk_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(SourceDownError) as caught:
         list(shard.read(0, 0, 1))
-    assert not isinstance(caught.value, DamagedError)
+    assert not isinstance(caught.value, DamagedDataError)
 
 
 def test_nothing_is_said_twice_when_a_group_turns_bad(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_nothing_is_said_twice_when_a_group_turns_bad(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     given: list[object] = []
-    with pytest.raises(DamagedError, match=r"a.parquet: row group 0: damaged"):
+    with pytest.raises(DamagedDataError, match=r"a.parquet: row group 0: damaged"):
         given += shard.read(0, 0, 200)
     assert 0 < len(given) < 200
     assert given == texts[: len(given)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from summerlm.core.errors import (
-    DamagedError,
+    DamagedDataError,
     DataChangedError,
     SaveError,
     SourceDownError,
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named_and_leaves_no_copy(
         data[:2] = b"{}"
     path = tmp_path / f"a.json.{packing}"
     path.write_bytes(data)
-    with pytest.raises(DamagedError, match=f"{path}: damaged"):
+    with pytest.raises(DamagedDataError, match=f"{path}: damaged"):
         opened(path)
     assert not list(cache.iterdir())
 

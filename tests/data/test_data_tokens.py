@@ -14,7 +14,7 @@ from data_streams import ByteTokenizer, make_loader, make_source, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from summerlm.core.errors import DamagedError, DataChangedError, SaveError, UsageError
+from summerlm.core.errors import DamagedDataError, DataChangedError, SaveError, UsageError
 from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.ledger import Counts
 from summerlm.data.loader import hash_steps, merge_states
@@ -323,23 +323,23 @@ def test_a_flipped_byte_is_never_trained_on(written, tmp_path_factory, place):
     steps = read(folder)
     assert len(take(steps, step - 1)) == step - 1
     for _ in range(2):
-        with pytest.raises(DamagedError, match=f"{path}: row {row} ") as error:
+        with pytest.raises(DamagedDataError, match=f"{path}: row {row} ") as error:
             next(steps)
     assert error.value.exit_code == 5
     other = read(folder, rank=(row + 1) % 2, world=2)  # whose rows are whole
     assert len(take(other, 7)) == 7
-    with pytest.raises(DamagedError, match=str(path)):
+    with pytest.raises(DamagedDataError, match=str(path)):
         verify_files(folder, read_manifest(folder), lambda *_: None)
 
 
 def test_a_row_elsewhere_or_of_another_run_is_damage(written, copy, tmp_path):
     one, two = (copy / name for name in ("000000001-000000003.rows", "000000004-000000006.rows"))
     shutil.copy(written / two.name, one)
-    with pytest.raises(DamagedError, match="row 0"):
+    with pytest.raises(DamagedDataError, match="row 0"):
         steps_of(copy, 1)
     write_folder(tmp_path / "other", make_loader(seed=2), [3, 3])
     shutil.copy(tmp_path / "other" / one.name, one)
-    with pytest.raises(DamagedError, match="row 0"):
+    with pytest.raises(DamagedDataError, match="row 0"):
         steps_of(copy, 1)
 
 
@@ -347,17 +347,17 @@ def test_a_row_elsewhere_or_of_another_run_is_damage(written, copy, tmp_path):
 def test_a_missing_or_cut_file_is_found_at_once(copy, name):
     data = (copy / name).read_bytes()
     (copy / name).write_bytes(data[:-1])
-    with pytest.raises(DamagedError, match=f"{name}: has {len(data) - 1} bytes"):
+    with pytest.raises(DamagedDataError, match=f"{name}: has {len(data) - 1} bytes"):
         Tokens(copy)
     (copy / name).unlink()
-    with pytest.raises(DamagedError, match=f"{name}: No such file"):
+    with pytest.raises(DamagedDataError, match=f"{name}: No such file"):
         Tokens(copy)
 
 
 @pytest.mark.parametrize("name", [LOCK, HELD_OUT, "000000001-000000003.json"])
 def test_an_altered_small_file_is_refused_when_it_is_read(copy, name):
     flip(copy / name, 20)
-    with pytest.raises(DamagedError, match=f"{name}: its SHA-256"):
+    with pytest.raises(DamagedDataError, match=f"{name}: its SHA-256"):
         steps_of(copy, 1)
 
 
@@ -365,10 +365,10 @@ def test_files_that_vanish_after_the_opening_are_told(copy):
     steps = read(copy)
     take(steps, 3)
     os.truncate(copy / "000000004-000000006.rows", 100)
-    with pytest.raises(DamagedError, match=r"000000004-000000006\.rows: can't be read"):
+    with pytest.raises(DamagedDataError, match=r"000000004-000000006\.rows: can't be read"):
         next(steps)
     (copy / "000000004-000000006.rows").unlink()
-    with pytest.raises(DamagedError, match=r"000000004-000000006\.rows: can't be read"):
+    with pytest.raises(DamagedDataError, match=r"000000004-000000006\.rows: can't be read"):
         next(steps)
 
 
@@ -376,11 +376,11 @@ def test_an_edited_manifest_is_refused(copy, tmp_path):
     path = copy / MANIFEST
     text = path.read_text()
     path.write_text(text.replace('"seed": 1', '"seed": 2'))
-    with pytest.raises(DamagedError, match=r"MANIFEST\.json: was altered"):
+    with pytest.raises(DamagedDataError, match=r"MANIFEST\.json: was altered"):
         Tokens(copy)
     for broken in (text[:-20], "[]", "3", "{}"):
         path.write_text(broken)
-        with pytest.raises(DamagedError, match=r"MANIFEST\.json: no manifest"):
+        with pytest.raises(DamagedDataError, match=r"MANIFEST\.json: no manifest"):
             Tokens(copy)
     body = json.loads(text)["manifest"] | {"format": 2}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

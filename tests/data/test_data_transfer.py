@@ -14,7 +14,7 @@ import pytest
 from hub_server import HubServer
 
 from summerlm.core.errors import (
-    DamagedError,
+    DamagedDataError,
     DataChangedError,
     SaveError,
     SourceDownError,
@@ -300,7 +300,7 @@ def test_a_file_with_wrong_bytes_is_fetched_again_once(hub: HubServer, cache: Pa
     (copy,) = cache.iterdir()
     copy.unlink()
     hub.script("flip", times=2)
-    with pytest.raises(DamagedError, match=r"a.bin: its bytes don't have the hash sha256:"):
+    with pytest.raises(DamagedDataError, match=r"a.bin: its bytes don't have the hash sha256:"):
         reader.fetch(file)
     assert list(cache.iterdir()) == []
 

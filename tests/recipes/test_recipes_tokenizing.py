@@ -20,7 +20,7 @@ from rich.console import Console
 from summerlm.checkpoint.store import Store, read_tensors
 from summerlm.core.config import read_settings
 from summerlm.core.errors import (
-    DamagedError,
+    DamagedDataError,
     DataChangedError,
     FolderHeldError,
     SaveError,
@@ -308,10 +308,10 @@ def test_damage_stops_training_and_tokenizing(settings, written):
     data[-20] ^= 4
     path.write_bytes(data)
     cached = settings(f"data.tokens={written}", "train.budget_tokens=3072")
-    with pytest.raises(DamagedError, match=rf"{path}: row 31 \(of step 8\) is damaged"):
+    with pytest.raises(DamagedDataError, match=rf"{path}: row 31 \(of step 8\) is damaged"):
         train(cached)
     assert max(steps_of(cached.run.folder)) == 7
-    with pytest.raises(DamagedError, match=f"{path}: its SHA-256"):
+    with pytest.raises(DamagedDataError, match=f"{path}: its SHA-256"):
         write(settings(), written)
 
 

@@ -68,7 +68,7 @@ def open_shards(
 
     Raises:
         UsageError: If the files are of several kinds, or don't fit the settings.
-        DamagedError: If a file can't be decoded, even when it is read again.
+        DamagedDataError: If a file can't be decoded, even when it is read again.
         SourceDownError: If a file can't be read.
         SaveError: If the cache can't be written.
     """

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from summerlm.core.errors import DamagedError, SourceDownError, SummerError
+from summerlm.core.errors import DamagedDataError, SourceDownError, SummerError
 from summerlm.core.progress import Progress
 from summerlm.data.shards.cache import cached, drafting, making
 from summerlm.data.shards.lines import rows_of
@@ -77,7 +77,7 @@ def open_json_lines(
 
     Raises:
         UsageError: If no line is an object with the keys.
-        DamagedError: If the file can't be decoded, even when it is read again.
+        DamagedDataError: If the file can't be decoded, even when it is read again.
         SourceDownError: If the file can't be read.
         SaveError: If the copy can't be written.
     """
@@ -189,7 +189,7 @@ def make_copy(file: File, selection: Selection, transfer: Transfer) -> Path:
             path = transfer.fetch(file)
             try:
                 _write(copy, rows_of(file, path, selection))
-            except DamagedError as damage:
+            except DamagedDataError as damage:
                 transfer.incidents.append({"reason": f"{damage}; read anew"})
                 forget(file, transfer)
                 _write(copy, rows_of(file, transfer.fetch(file), selection))

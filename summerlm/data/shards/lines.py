@@ -36,7 +36,7 @@ def rows_of(file: File, path: Path, selection: Selection) -> Iterator[Row]:
 
     Raises:
         UsageError: If no line is an object, or none has a key that is asked for.
-        DamagedError: If the file can't be decoded.
+        DamagedDataError: If the file can't be decoded.
         SourceDownError: If it can't be read.
         DataChangedError: If it is another than the pinned one.
     """

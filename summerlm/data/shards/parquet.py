@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from summerlm.core.errors import DamagedError, DataChangedError
+from summerlm.core.errors import DamagedDataError, DataChangedError
 from summerlm.data.shards.cache import cached, drafting
 from summerlm.data.shards.columns import check_columns, with_bytes
 from summerlm.data.shards.rows import Row
@@ -44,7 +44,7 @@ class ParquetShard(Shard):
                 yield row
                 start += 1
             return
-        except DamagedError as damage:
+        except DamagedDataError as damage:
             self.transfer.incidents.append({"reason": f"{damage}; read anew"})
             forget(self.file, self.transfer)
         yield from self._read(_nearby(self.file, self.transfer), group, start, stop)
@@ -76,12 +76,12 @@ def open_parquet(file: File, selection: Selection, transfer: Transfer) -> Parque
 
     Raises:
         UsageError: If the file lacks a column, or one holds something else.
-        DamagedError: If the footer can't be decoded, even when it is read again.
+        DamagedDataError: If the footer can't be decoded, even when it is read again.
         SourceDownError: If the file can't be read.
     """
     try:
         return _open(file, selection, transfer)
-    except DamagedError as damage:
+    except DamagedDataError as damage:
         transfer.incidents.append({"reason": f"{damage}; read anew"})
         forget(file, transfer)
         return _open(file, selection, transfer)

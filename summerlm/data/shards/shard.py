@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from summerlm.core.errors import DamagedError, SourceDownError
+from summerlm.core.errors import DamagedDataError, SourceDownError
 from summerlm.data.shards.rows import Row
 from summerlm.data.shards.transfer import File, Transfer
 
@@ -48,7 +48,7 @@ class Shard(ABC):
 
         Raises:
             DataChangedError: If the file is another than the pinned one.
-            DamagedError: If the group can't be decoded, even when its bytes are read again.
+            DamagedDataError: If the group can't be decoded, even when its bytes are read again.
             SourceDownError: If the file can't be read.
             UsageError: If the file lacks a column that the settings name.
         """
@@ -58,7 +58,7 @@ class Shard(ABC):
 def reading(
     what: str,
     remedy: str = "restore or fetch the file again",
-    damage: type[SourceDownError] = DamagedError,
+    damage: type[SourceDownError] = DamagedDataError,
 ) -> Iterator[None]:
     """Turn what disks and decoders raise about a file into one line that names it.
 

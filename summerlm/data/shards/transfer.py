@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from summerlm.core.errors import DamagedError, DataChangedError, SourceDownError
+from summerlm.core.errors import DamagedDataError, DataChangedError, SourceDownError
 from summerlm.data.shards import stores
 from summerlm.data.shards.cache import cached, drafting, making
 from summerlm.data.shards.hashes import hash_file
@@ -155,7 +155,7 @@ class Transfer:
 
         Raises:
             DataChangedError: If the store says that the file is another, or gone.
-            DamagedError: If the bytes have another hash, twice.
+            DamagedDataError: If the bytes have another hash, twice.
             SourceDownError: If it can't be read before the deadline.
             SaveError: If the cache can't be written.
         """
@@ -166,7 +166,7 @@ class Transfer:
             if not copy.exists():
                 try:
                     self._download(file, copy)
-                except DamagedError as damage:
+                except DamagedDataError as damage:
                     self.incidents.append({"reason": f"{damage}; read anew"})
                     self._download(file, copy)
         return copy
@@ -205,7 +205,7 @@ class Transfer:
                 draft.write(self.read(file, start, min(start + PIECE_BYTES, file.size)))
             draft.flush()
             if kind != "etag" and hash_file(Path(draft.name), kind) != file.hash:
-                raise DamagedError(f"{file.url}: its bytes don't have the hash {file.hash}")
+                raise DamagedDataError(f"{file.url}: its bytes don't have the hash {file.hash}")
 
     def _check(self, file: File, told: Told | None) -> None:
         """Compare what is told of a file with what pins it."""

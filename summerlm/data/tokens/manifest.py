@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from summerlm.core.config import differences, validate
-from summerlm.core.errors import DamagedError, DataChangedError, UsageError
+from summerlm.core.errors import DamagedDataError, DataChangedError, UsageError
 from summerlm.core.files import sha256_file, write_json
 from summerlm.data.config import DataConfig
 
@@ -150,7 +150,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UsageError: If there is none, or one of another version.
-        DamagedError: If it was altered, or a file is missing or has another size.
+        DamagedDataError: If it was altered, or a file is missing or has another size.
     """
     path = folder / MANIFEST
     try:
@@ -163,9 +163,9 @@ def read_manifest(folder: Path) -> Manifest:
         whole = json.loads(text)
         body, digest = whole["manifest"], whole["sha256"]
     except (ValueError, LookupError, TypeError):
-        raise DamagedError(f"{path}: no manifest; {MENDING}") from None
+        raise DamagedDataError(f"{path}: no manifest; {MENDING}") from None
     if _hash(body) != digest:
-        raise DamagedError(f"{path}: was altered after it was written; {MENDING}")
+        raise DamagedDataError(f"{path}: was altered after it was written; {MENDING}")
     if (version := body.pop("format")) != FORMAT:
         raise UsageError(f"{path}: has format {version}, this version reads {FORMAT}")
     files = {name: Entry(*entry) for name, entry in body.pop("files").items()}
@@ -174,9 +174,9 @@ def read_manifest(folder: Path) -> Manifest:
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
-            raise DamagedError(f"{folder / name}: {error.strerror}; {MENDING}") from None
+            raise DamagedDataError(f"{folder / name}: {error.strerror}; {MENDING}") from None
         if size != entry.size:
-            raise DamagedError(
+            raise DamagedDataError(
                 f"{folder / name}: has {size} bytes, the manifest says {entry.size}; {MENDING}"
             )
     return Manifest(files=files, shards=shards, **body)
@@ -191,12 +191,12 @@ def verify_files(folder: Path, manifest: Manifest, progress: Callable[[int, int]
         progress: Called with the bytes that are done and all bytes.
 
     Raises:
-        DamagedError: If a file differs.
+        DamagedDataError: If a file differs.
     """
     done, total = 0, sum(entry.size for entry in manifest.files.values())
     for name, entry in manifest.files.items():
         if sha256_file(folder / name) != entry.sha256:
-            raise DamagedError(f"{folder / name}: its SHA-256 is not the manifest's; {MENDING}")
+            raise DamagedDataError(f"{folder / name}: its SHA-256 is not the manifest's; {MENDING}")
         done += entry.size
         progress(done, total)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from summerlm.core.errors import DamagedError, UsageError
+from summerlm.core.errors import DamagedDataError, UsageError
 from summerlm.data.batch import Batch, batch_sha
 from summerlm.data.ledger import Counts
 from summerlm.data.loader import Step, check_identity
@@ -76,7 +76,7 @@ class Tokens(Sequence[TokenSource]):
 
     Raises:
         UsageError: If it is no such folder.
-        DamagedError: If a file is missing or damaged; the rows are compared when they are read.
+        DamagedDataError: If a file is missing or damaged; the rows are compared when they are read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ class Tokens(Sequence[TokenSource]):
             `counts`, of each step a list by source; `lanes`, their states after the last step.
 
         Raises:
-            DamagedError: If the file was altered.
+            DamagedDataError: If the file was altered.
         """
         account: dict[str, Any] = json.loads(self._read(shard.account))
         return account
@@ -125,7 +125,7 @@ class Tokens(Sequence[TokenSource]):
             The state of all lanes; without any before the first step.
 
         Raises:
-            DamagedError: If the file was altered.
+            DamagedDataError: If the file was altered.
         """
         before = self.manifest.shards[shard - 1] if shard else None
         return {
@@ -144,14 +144,14 @@ class Tokens(Sequence[TokenSource]):
             The rows in global order, (steps * B,), of the manifest's `row_type`.
 
         Raises:
-            DamagedError: If the file is gone or was cut since the folder was opened.
+            DamagedDataError: If the file is gone or was cut since the folder was opened.
         """
         path = self.folder / shard.rows
         shape = ((shard.last - shard.first + 1) * self.manifest.identity["rows"],)
         try:
             return np.memmap(path, self.manifest.row_type, mode="r", shape=shape)
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{path}: can't be read: {error}; {MENDING}") from None
+            raise DamagedDataError(f"{path}: can't be read: {error}; {MENDING}") from None
 
     def _read(self, name: str) -> bytes:
         """Read a file, verified."""
@@ -159,9 +159,9 @@ class Tokens(Sequence[TokenSource]):
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DamagedError(f"{path}: {error.strerror}; {MENDING}") from None
+            raise DamagedDataError(f"{path}: {error.strerror}; {MENDING}") from None
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
-            raise DamagedError(f"{path}: its SHA-256 is not the manifest's; {MENDING}")
+            raise DamagedDataError(f"{path}: its SHA-256 is not the manifest's; {MENDING}")
         return data
 
 
@@ -215,7 +215,7 @@ class TokenSteps(Iterator[Step]):
 
         Raises:
             UsageError: If the folder holds no more.
-            DamagedError: If a file of it is damaged.
+            DamagedDataError: If a file of it is damaged.
         """
         number = self._steps + 1
         if self._open is None or number > self._open.shard.last:
@@ -269,7 +269,7 @@ class TokenSteps(Iterator[Step]):
         if damaged.any():
             row = numbers[int(damaged.argmax())] - first
             path = self._tokens.folder / shard.rows
-            raise DamagedError(f"{path}: row {row} (of step {number}) is damaged; {MENDING}")
+            raise DamagedDataError(f"{path}: row {row} (of step {number}) is damaged; {MENDING}")
         return rows
 
     def _count(

@@ -114,7 +114,7 @@ def open_tokens(settings: Settings, folder: Path) -> Tokens:
     Raises:
         UsageError: If it is no such folder.
         DataChangedError: If it was made by other settings.
-        DamagedError: If a file is missing or damaged.
+        DamagedDataError: If a file is missing or damaged.
     """
     tokens = Tokens(folder)
     require_order(
