@@ -8,10 +8,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from summerlm.core.errors import UsageError
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REQUEUE = 75  # exit code after SIGUSR1, by which schedulers know to run the job again
 
 
@@ -44,6 +46,25 @@ def require_single_process() -> None:
         raise UsageError(f"WORLD_SIZE={world}: this version trains in one process only")
 
 
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Hold back stop signals to this thread, and for good those to processes started meanwhile.
+
+    So no process that works for this one dies of a Ctrl-C or of a SIGTERM to the whole group, not
+    even before it runs a line of Python.
+
+    Yields:
+        Nothing; the body of the `with` starts the processes.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    resource_tracker.ensure_running()  # started now it holds them too; it lifts two of them here
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 class InterruptedWaitError(Exception):
     """A signal came while the loop waited inside `StopRequest.interrupting`."""
 
@@ -55,15 +76,13 @@ class StopRequest:
     manager; the former handlers come back on leaving.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._interrupts = False
 
     def __enter__(self) -> "StopRequest":
         """Start listening."""
-        self._former = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+        self._former = {s: signal.signal(s, self._receive) for s in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,6 +95,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         if self._interrupts:
+            self._interrupts = False  # once: not again while the wait is being left
             raise InterruptedWaitError
 
     @contextmanager

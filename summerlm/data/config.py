@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from summerlm.core.config import Section
 
+# settings of how data are read: a run may change them, for they leave what is read as it is
+HOW = ("mirror", "tokens", "workers", "prefetch_steps", "stall_timeout_s", "deadline_s")
+HOW_OF_A_SOURCE = ("max_epochs", "on_damage")
+
 
 class SourceConfig(Section):
     """One source of text: a hub repository, files of any place, or the standard library."""

@@ -21,11 +21,13 @@ from summerlm.data.rules.droplists import DropLists
 from summerlm.data.rules.duplicates import Document, find_duplicates
 from summerlm.data.rules.pipeline import Cleaned
 from summerlm.data.shards.cache import cached, making
-from summerlm.data.shards.files import find_files
+from summerlm.data.shards.files import Listing, find_files
 from summerlm.data.shards.rows import Row
-from summerlm.data.shards.transfer import Transfer
+from summerlm.data.shards.transfer import File, Transfer
 
 EXACT, NEAR = "exact-duplicates", "near-duplicates"
+VERSION = 1  # of how duplicates are found
+_NOT_READ = ("revision", "licence", "terms")  # what a lock has beside the data themselves
 _HUB = "hub:"
 
 
@@ -35,19 +37,22 @@ class Evaluation:
 
     Args:
         index: Finds their runs of words.
-        files: Name and hash of each of their files, for the lock.
+        pins: For the lock, of each set: its name, revision and files.
     """
 
     index: ContaminationIndex
-    files: list[str]
+    pins: list[dict[str, Any]]
 
 
-def open_evaluation(config: DataConfig, transfer: Transfer) -> Evaluation:
+def open_evaluation(
+    config: DataConfig, transfer: Transfer, pinned: Sequence[Mapping[str, Any]] | None = None
+) -> Evaluation:
     """Read the evaluation sets.
 
     Args:
         config: The settings of the data.
         transfer: Reads files.
+        pinned: `Evaluation.pins` as they were; None = take the sets as they are now.
 
     Returns:
         The evaluation sets.
@@ -60,18 +65,33 @@ def open_evaluation(config: DataConfig, transfer: Transfer) -> Evaluation:
         raise UsageError(
             "the rule contamination compares with data.evaluation_sets, and none is set"
         )
-    files: list[str] = []
+    known = {pin["name"]: pin for pin in pinned or ()}
+    pins: list[dict[str, Any]] = []
 
     def items() -> Iterator[tuple[str, Sequence[str]]]:
         for name in config.evaluation_sets:
-            listing = find_files(f"evaluation set {name}", _origin(name), config.mirror, transfer)
+            what, former = f"evaluation set {name}", known.get(name)
+            listing = find_files(
+                what,
+                _origin(name),
+                config.mirror,
+                transfer,
+                None if former is None else _listing(former),
+            )
+            revision = listing.revision if former is None else former["revision"]
+            files = [{"name": f.name, "bytes": f.size, "hash": f.hash} for f in listing.files]
+            pins.append({"name": name, "revision": revision, "files": files})
             for file in listing.files:
-                files.append(f"{name} {file.name} {file.hash}")
                 for texts in evaluation_texts(transfer.fetch(file)):
                     yield name, texts
 
     index = ContaminationIndex(items())
-    return Evaluation(index, files)
+    return Evaluation(index, pins)
+
+
+def _listing(pin: Mapping[str, Any]) -> Listing:
+    files = [File(file["name"], "", file["bytes"], file["hash"]) for file in pin["files"]]
+    return Listing(pin["revision"], files)
 
 
 def _origin(name: str) -> SourceConfig:
@@ -137,7 +157,8 @@ def drop_lists(sources: Sequence[Screened], progress: Progress) -> DropLists | N
     asking = [source for source in sources if {EXACT, NEAR} & set(source.rules)]
     if not asking:
         return None
-    path = cached("duplicates", *(source.lock() for source in asking)).with_suffix(".npz")
+    pins = [{k: v for k, v in source.lock().items() if k not in _NOT_READ} for source in asking]
+    path = cached("duplicates", VERSION, pins).with_suffix(".npz")
     seal = path.with_suffix(".sha256")
     with making(path):
         if seal.exists():

@@ -14,7 +14,7 @@ from summerlm.core.errors import DataChangedError
 from summerlm.core.progress import Progress, silent
 from summerlm.data.config import DataConfig
 from summerlm.data.heldout import HeldOut, HeldOutFiles, HeldOutRows
-from summerlm.data.hygiene import drop_lists, open_evaluation
+from summerlm.data.hygiene import Evaluation, drop_lists, open_evaluation
 from summerlm.data.lock import lock_differences
 from summerlm.data.rules.catalogue import expand
 from summerlm.data.shards.files import Listing, find_files
@@ -48,10 +48,13 @@ def open_sources(
     """
     transfer = Transfer(config.stall_timeout_s, config.deadline_s)
     known = {entry["name"]: entry for entry in lock or ()}
-    sources = [
-        open_source(name, config, lanes, transfer, known.get(name), progress)
-        for name in config.sources
-    ]
+    sources: list[Source] = []
+    evaluation = None  # of the first source that asks for it, and then of all
+    for name in config.sources:
+        sources.append(
+            open_source(name, config, lanes, transfer, known.get(name), progress, evaluation)
+        )
+        evaluation = evaluation or sources[-1].evaluation
     if (lists := drop_lists(sources, progress)) is not None:
         for source in sources:
             source.leave_out(lists)
@@ -67,6 +70,7 @@ def open_source(
     transfer: Transfer,
     pinned: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    evaluation: Evaluation | None = None,
 ) -> Source:
     """Open one source.
 
@@ -77,6 +81,7 @@ def open_source(
         transfer: Reads its files.
         pinned: Its `Source.lock` as it was; None = take it as it is now.
         progress: Called while it lasts.
+        evaluation: The evaluation sets; None = they are opened where a rule asks for them.
 
     Returns:
         The source.
@@ -98,10 +103,12 @@ def open_source(
     rule = rule or HeldOutRows(
         name, config.held_out_fraction, {s.file.name: sum(s.groups) for s in shards}
     )
-    evaluation = None
-    if "contamination" in expand(source.rules):
-        evaluation = open_evaluation(config, transfer)
-    return Source(name, source, listing.revision, shards, transfer, rule, evaluation, lanes)
+    if "contamination" not in expand(source.rules):
+        evaluation = None
+    elif evaluation is None:
+        evaluation = open_evaluation(config, transfer, (pinned or {}).get("evaluation_sets"))
+    revision = listing.revision if pinned is None else pinned["revision"]
+    return Source(name, source, revision, shards, transfer, rule, evaluation, lanes)
 
 
 def refuse_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> None:

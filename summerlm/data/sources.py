@@ -57,6 +57,7 @@ class Source:
         table: The units, (units, 5), columns as `Unit` names them.
         units: Training rows of each unit.
         rules: Names of its rules.
+        evaluation: What the rule `contamination` compares with; None where it isn't asked for.
         chat: Whether its texts are dialogues for the tokenizer's chat template.
 
     Raises:
@@ -78,7 +79,7 @@ class Source:
         self.chat = config.template == "chat"
         self._config, self._revision = config, revision
         self._transfer, self._rule = transfer, rule
-        self._evaluation = evaluation
+        self.evaluation = evaluation
         self._clean = Rules(
             [name for name in self.rules if name not in OF_THE_WHOLE],
             None if evaluation is None else evaluation.index,
@@ -197,7 +198,7 @@ class Source:
         config = self._config
         return {
             "name": self.name,
-            "origin": config.hub or ("python_stdlib" if config.python_stdlib else "files"),
+            "origin": self._origin(),
             # which files are asked for: those that a lock pins are read without looking again
             "branch": config.revision if config.hub else None,
             "data_dir": config.data_dir,
@@ -211,15 +212,21 @@ class Source:
             "where": list(config.where),
             "characters": [config.min_characters, config.max_characters],
             "rules": list(self.rules),
-            "evaluation_sets": None if self._evaluation is None else self._evaluation.files,
+            "evaluation_sets": None if self.evaluation is None else self.evaluation.pins,
             "duplicates": self._found_in,
-            "on_damage": config.on_damage,
             "held_out": self._rule.describe(),
             "files": [
                 {**file_entry(s.file), "rows": list(s.groups), "group_bytes": list(s.group_bytes)}
                 for s in self.shards
             ],
         }
+
+    def _origin(self) -> str:
+        """Say where the files are from; an address counts, a place on a machine doesn't."""
+        config = self._config
+        if config.path is not None:
+            return config.path if "://" in config.path else "files"
+        return config.hub or "python_stdlib"
 
     def _read(self, shard: int, group: int, start: int, wanted: NDArray[np.bool_]) -> list[Row]:
         """Read those rows of a group, from `start` on, that are wanted."""

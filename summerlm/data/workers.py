@@ -15,9 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -25,11 +23,10 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from summerlm.core.errors import SummerError
+from summerlm.core.runtime import STOP_SIGNALS, holding_signals
 from summerlm.data.lanes import DataOrder, Lane
 from summerlm.data.ledger import Counts
 from summerlm.data.mixture import Mixture
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer's to decide on
 
 
 @dataclass(frozen=True)
@@ -127,24 +124,9 @@ def start(
         worker_init_fn=_settle,
     )
     others = multiprocessing.active_children()
-    with _holding_signals():
+    with holding_signals():
         parts = iter(loader)
     return parts, [child for child in multiprocessing.active_children() if child not in others]
-
-
-@contextmanager
-def _holding_signals() -> Iterator[None]:
-    """Hold back signals to this thread, and for good those to processes started meanwhile.
-
-    So neither the fork server nor a worker ever dies of a Ctrl-C or of a SIGTERM to the whole
-    group, not even before it runs a line of Python.
-    """
-    resource_tracker.ensure_running()  # started below, it would let the signals through again
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _as_it_is(part: Any) -> Any:

@@ -27,6 +27,9 @@ from summerlm.train.loop import Event, train
 from summerlm.train.saving import Saver
 from summerlm.train.step import Stepper
 
+# what a loader may meet in the middle of a run: the steps that are made are saved first
+OF_THE_DATA = (DataChangedError, SourceDownError, UsageError, WorkerDiedError)
+
 
 def pretrain(settings: Settings, console: Console) -> int:
     """Train a run to the end of its budget, from wherever its folder stands.
@@ -55,6 +58,9 @@ def pretrain(settings: Settings, console: Console) -> int:
             recorder.write("incident", line=f"warning: {note}", reason=note)
         try:
             finished = run_steps(run, recorder, stop)
+        except InterruptedWaitError:
+            recorder.write("stop", line="stopped before a step was made")
+            finished = False
         finally:
             recorder.close()
     return 0 if finished else stop.exit_code
@@ -80,9 +86,11 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     guard = SkipGuard(settings.train.max_skipped_steps, state.get("guard"))
     ledger = Ledger([source.name for source in run.sources], state.get("ledger"))
     saver = make_saver(run, recorder, guard, ledger)
-    watch = Watch(
-        run.model, run.tokenizer, settings, run.sources, dtype=run.dtype, recorder=recorder
-    )
+    with stop.interrupting():  # held-out texts are read, and a state of tokens is dealt again
+        watch = Watch(
+            run.model, run.tokenizer, settings, run.sources, dtype=run.dtype, recorder=recorder
+        )
+        loader = open_loader(settings, run.sources, run.tokenizer, state.get("data"))
     last = derived.steps
     hooks: list[Hook] = [
         lambda event: ledger.add(event.data.source_counts),
@@ -93,8 +101,6 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         every(None, saver.save, last_step=last),
         every(settings.checkpoint.every_steps, saver.try_save, last_step=derived.stable_steps),
     ]
-    data_state = state.get("data")
-    loader = open_loader(settings, run.sources, run.tokenizer, data_state)
     event = None
     try:
         for event in train(
@@ -115,9 +121,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
                 line = f"{stop.received.name}: saved after step {event.step}, leaving"
                 recorder.write("stop", line=line, step=event.step)
                 break
-    except InterruptedWaitError:
-        recorder.write("stop", line="stopped before a step was made")
-    except (DataChangedError, SourceDownError, UsageError, WorkerDiedError) as error:
+    except OF_THE_DATA as error:
         recorder.write("incident", line=f"warning: {error}", reason=str(error))
         if event is not None:
             saver.save(event)

@@ -15,7 +15,7 @@ import summerlm
 from summerlm.checkpoint.config import CheckpointConfig
 from summerlm.core.config import Section, differences
 from summerlm.core.errors import UsageError
-from summerlm.data.config import DataConfig
+from summerlm.data.config import HOW, HOW_OF_A_SOURCE, DataConfig
 from summerlm.model.config import ModelConfig
 from summerlm.optim.config import OptimConfig
 from summerlm.optim.schedule import extendable_from
@@ -186,6 +186,5 @@ def _may_change(key: str) -> bool:
     if key == "run.seed":
         return False
     sections = ("run.", "parallel.", "checkpoint.")
-    how = ("mirror", "tokens", "workers", "prefetch_steps", "stall_timeout_s", "deadline_s")
-    limit = key.startswith("data.sources.") and key.endswith(".max_epochs")
-    return limit or key.startswith(sections) or key in {f"data.{name}" for name in how}
+    of_a_source = key.startswith("data.sources.") and key.endswith(HOW_OF_A_SOURCE)
+    return of_a_source or key.startswith(sections) or key in {f"data.{name}" for name in HOW}

@@ -176,7 +176,6 @@ def test_the_lock_says_what_was_opened(tmp_path: Path) -> None:
         "rules": ["emails"],
         "evaluation_sets": None,
         "duplicates": None,
-        "on_damage": "stop",
         "held_out": 0.25,
     }
     assert file == {

@@ -48,6 +48,8 @@ def _field(what: str, schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
                 f"{what}: no {missing}; its {'keys' if depth else 'columns'} are: "
                 f"{nearest_first(key, names)}"
             )
+        if names.count(key) > 1:
+            raise UsageError(f"{what}: has {names.count(key)} columns named {key!r}; rename one")
         kind = kind.field(key).type
     return kind
 

@@ -139,6 +139,9 @@ def _matches(source: str, folder: Path, pattern: str) -> list[str]:
     }
     if not names:
         raise UsageError(f"source {source}: no file matches {pattern!r} below {folder}")
+    for name in names:
+        if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UsageError(f"source {source}: {name!r} is no name in UTF-8; rename the file")
     return sorted(names)
 
 

@@ -31,8 +31,8 @@ def pattern_of(source: str, config: SourceConfig) -> str:
     for setting in (config.data_dir, config.files):
         if setting and (PurePosixPath(setting).is_absolute() or ".." in setting.split("/")):
             raise UsageError(f"source {source}: {setting!r} must stay below the source's folder")
-    below = glob.escape(config.data_dir.strip("/")) + "/" if config.data_dir else ""
-    return below + (config.files or EVERYTHING)
+    below = glob.escape(PurePosixPath(config.data_dir).as_posix()) + "/" if config.data_dir else ""
+    return below + PurePosixPath(config.files or EVERYTHING).as_posix()
 
 
 def fits(name: str, pattern: str) -> bool:

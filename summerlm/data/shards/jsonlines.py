@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from summerlm.core.errors import DamagedDataError, SourceDownError, SummerError
 from summerlm.core.progress import Progress
+from summerlm.core.runtime import STOP_SIGNALS, holding_signals
 from summerlm.data.shards.cache import cached, drafting, making
 from summerlm.data.shards.lines import rows_of
 from summerlm.data.shards.parquet import check_groups, forget, group_sizes, parquet_file, stripe
@@ -102,9 +103,10 @@ def _reading_copy(
 def copy_path(file: File, selection: Selection) -> Path:
     """Name a file's copy."""
     where = [condition.text for condition in selection.where]
-    return cached(
-        "jsonlines", CACHE_VERSION, file.hash, file.size, selection.column, selection.form, where
-    ).with_suffix(".parquet")
+    by_tag = [file.url] if file.hash.startswith("etag:") else []  # a tag is one address's own
+    content = [file.hash, file.size, *by_tag]
+    selected = [selection.column, selection.form, where]
+    return cached("jsonlines", CACHE_VERSION, content, selected).with_suffix(".parquet")
 
 
 def make_copies(
@@ -133,7 +135,8 @@ def make_copies(
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
     with ProcessPoolExecutor(processes, context, initializer=_settle) as pool:
-        jobs = [pool.submit(_make_copy_there, file, selection, transfer) for file in missing]
+        with holding_signals():  # the processes start here
+            jobs = [pool.submit(_make_copy_there, file, selection, transfer) for file in missing]
         try:
             for done, job in enumerate(as_completed(jobs)):
                 transfer.incidents += job.result()
@@ -150,8 +153,9 @@ def make_copies(
 
 
 def _settle() -> None:
-    """Prepare a process that copies: it ends when its parent does, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a process that copies: it ends when its parent does, and leaves signals to it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -24,8 +24,9 @@ from summerlm.data.shards.transfer import File, Transfer
 
 WHOLE_BYTES = 64 << 20  # a remote file up to this size is fetched whole
 TAIL_BYTES = 256 << 10  # of a remote file, read first: most footers are shorter
-BATCH_ROWS = 32  # rows decoded at once, and...
-BUFFER_BYTES = 1 << 20  # ...file bytes read at once: what a reader holds beyond its stripe
+BATCH_ROWS = 32  # most rows decoded at once, and...
+BATCH_BYTES = 4 << 20  # ...about the most text in them, where a row isn't longer
+BUFFER_BYTES = 1 << 20  # file bytes read at once
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class ParquetShard(Shard):
         ):
             check_columns(name, opened.schema_arrow, self.selection)
             check_groups(name, opened.metadata, self.groups)
-            for values in stripe(opened, group, start, stop, columns):
+            rows = BATCH_BYTES * self.groups[group] // max(self.group_bytes[group], 1)
+            for values in stripe(opened, group, start, stop, columns, rows):
                 yield self.selection.row(values)
 
 
@@ -136,7 +138,12 @@ def parquet_file(
 
 
 def stripe(
-    file: pq.ParquetFile, group: int, start: int, stop: int, columns: Sequence[str]
+    file: pq.ParquetFile,
+    group: int,
+    start: int,
+    stop: int,
+    columns: Sequence[str],
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[Mapping[str, Any]]:
     """Read some rows of a group; rows before them are decoded and dropped.
 
@@ -146,6 +153,7 @@ def stripe(
         start: First row, counted within the group.
         stop: One past the last row.
         columns: Columns, or keys below them with dots, that are read.
+        batch_rows: Rows decoded at once; taken between 1 and `BATCH_ROWS`.
 
     Yields:
         The values of each row by column; text is bytes.
@@ -153,9 +161,9 @@ def stripe(
     Raises:
         ArrowInvalid: If the group ends before `stop`.
     """
-    position = 0
+    position, batch_rows = 0, max(1, min(batch_rows, BATCH_ROWS))
     for batch in file.iter_batches(
-        BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+        batch_rows, row_groups=[group], columns=list(columns), use_threads=False
     ):
         wanted = batch.slice(max(start - position, 0), max(stop - max(position, start), 0))
         names = wanted.schema.names

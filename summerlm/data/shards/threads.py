@@ -3,8 +3,10 @@
 Flow: `formats`, `hashes` and `remote` take what `in_threads` gives.
 """
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -16,6 +18,9 @@ def in_threads(
 ) -> Iterator[tuple[A, B]]:
     """Call a function for many items, several at a time.
 
+    The threads are daemons: where the work is left early, for an error or a signal, nobody waits
+    for those that are in the middle of a read.
+
     Args:
         function: What to call; what it raises ends the work.
         items: What to call it with.
@@ -24,10 +29,28 @@ def in_threads(
     Yields:
         Each item and its result, in the order in which they are done.
     """
-    pool = ThreadPoolExecutor(threads)
+    todo = deque(items)
+    done: SimpleQueue[tuple[A, B | None, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        while todo:
+            try:
+                item = todo.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                done.put((item, function(item), None))
+            except BaseException as error:
+                done.put((item, None, error))
+
+    count = len(todo)
+    for _ in range(min(threads, count)):
+        threading.Thread(target=work, daemon=True).start()
     try:
-        jobs = {pool.submit(function, item): item for item in items}
-        for job in as_completed(jobs):
-            yield jobs[job], job.result()
+        for _ in range(count):
+            item, result, error = done.get()
+            if error is not None:
+                raise error
+            yield item, result  # type: ignore[misc]
     finally:
-        pool.shutdown(cancel_futures=True)
+        todo.clear()

@@ -215,8 +215,8 @@ class Transfer:
         comparable = len(told.tag or "") == _TAGS[kind] if kind in _TAGS else told.tag and value
         if comparable and told.tag != value:
             raise DataChangedError(
-                f"{file.url}: changed since it was pinned: its tag was {value[:16]} and is "
-                f"{(told.tag or '')[:16]}; restore it or start a new run"
+                f"{file.url}: changed since it was pinned: its tag was {value[:40]} and is "
+                f"{(told.tag or '')[:40]}; restore it or start a new run"
             )
         if told.size not in (None, file.size):
             if comparable:  # the same file, by its tag: cut on its way

@@ -25,13 +25,11 @@ from numpy.typing import NDArray
 from summerlm.core.config import differences, validate
 from summerlm.core.errors import DamagedDataError, DataChangedError, UsageError
 from summerlm.core.files import sha256_file, write_json
-from summerlm.data.config import DataConfig
+from summerlm.data.config import HOW, DataConfig
 
 FORMAT = 1  # a later one is refused by name
 MANIFEST, LOCK, HELD_OUT = "MANIFEST.json", "data.lock.json", "held-out.json"
 MENDING = "copy the file anew, or tokenize into another folder"
-# settings of how data are read, that leave what is read as it is
-_HOW = {"workers", "prefetch_steps", "mirror", "tokens", "stall_timeout_s", "deadline_s"}
 
 
 class Entry(NamedTuple):
@@ -122,7 +120,7 @@ class Manifest:
 
 def order_settings(data: DataConfig) -> dict[str, Any]:
     """Give the settings of the data that decide what is read, as plain values."""
-    return data.model_dump(mode="json", exclude=_HOW)
+    return data.model_dump(mode="json", exclude=set(HOW))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
