@@ -49,7 +49,7 @@ def test_the_example_of_a_source_is_valid(tmp_path):
     base = f'extends = "{ROOT}/configs/15m.toml"\n'
     (tmp_path / "papers.toml").write_text(base + BLOCKS[1])
     papers = read_settings(Settings, tmp_path / "papers.toml").data.sources["papers"]
-    assert papers.where == ("metadata.license in CC-BY, CC0",)
+    assert papers.where == ("metadata.license in Public Domain, CC0",)
 
 
 def test_every_setting_of_a_source_is_told():

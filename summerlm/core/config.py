@@ -214,8 +214,8 @@ def _denulls(value: Any) -> Any:
 
 
 def _explain(schema: type[Section], error: ValidationError) -> str:
-    """Turn the first of pydantic's errors into one line."""
-    first = error.errors()[0]
+    """Turn the first of pydantic's errors into one line; a misspelt key before a missing one."""
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"no setting {key}{_nearest(schema, key)}"

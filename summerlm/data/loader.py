@@ -120,7 +120,7 @@ class Loader(Iterator[Step]):
         world: int = 1,
     ) -> None:
         if lanes % world:
-            raise UsageError(f"the world size {world} must divide data.lanes = {lanes}")
+            raise refuse_world(world, lanes)
         limits = max_epochs or [None] * len(sources)
         order = DataOrder(
             sources, weights, limits, tokenizer, seed, lanes, rows, context, open_documents
@@ -195,6 +195,12 @@ class Loader(Iterator[Step]):
         if isinstance(part, SummerError):
             raise part
         return part
+
+
+def refuse_world(world: int, lanes: int) -> UsageError:
+    """Say which worlds could share the lanes."""
+    sizes = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
+    return UsageError(f"the world size {world} must divide data.lanes = {lanes}: {sizes}")
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

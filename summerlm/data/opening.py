@@ -123,7 +123,10 @@ def refuse_changes(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, 
     """
     if found := lock_differences(old, new):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise DataChangedError(f"the data differ from their lock: {found[0]}{more}")
+        raise DataChangedError(
+            f"the data differ from their lock: {found[0]}{more}; restore them, or choose another "
+            "run.folder for a new run"
+        )
 
 
 def _find(

@@ -48,8 +48,8 @@ def cut_units(source: str, files: Sequence[Sizes], rule: HeldOut, lanes: int) ->
     rows = [len(kept) for _, kept in _kept(files, rule)]
     if sum(rows) < lanes:
         raise UsageError(
-            f"source {source}: {sum(rows)} training rows can't feed {lanes} lanes; give it "
-            "more text or set a smaller data.lanes"
+            f"source {source}: {sum(rows)} training rows can't feed {lanes} lanes (a file of plain "
+            f"text is one row); give it more, or set data.lanes to {max(sum(rows), 1)} or less"
         )
     sizes = [size for _, _, group_bytes in files for size in group_bytes]
     units: list[NDArray[np.int64]] = []

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -124,7 +125,8 @@ def start(
         worker_init_fn=_settle,
     )
     others = multiprocessing.active_children()
-    with holding_signals():
+    with holding_signals(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # they mostly wait
         parts = iter(loader)
     return parts, [child for child in multiprocessing.active_children() if child not in others]
 

@@ -23,7 +23,10 @@ def test_the_order_of_the_sources_is_the_files() -> None:
         ({"path": "a", "hub": "b/c"}, "set exactly one of"),
         ({"path": "a", "python_stdlib": True}, "set exactly one of"),
         ({"path": "a", "column": "x", "conversations": "y"}, "not both"),
-        ({"python_stdlib": True, "files": "*.py"}, "python_stdlib takes no data_dir, files, column"),
+        (
+            {"python_stdlib": True, "files": "*.py"},
+            "takes no data_dir, files, column",
+        ),
         ({"path": "a", "revision": "v1"}, "revision goes with hub"),
         ({"hub": "justname"}, "write a repository as owner/name"),
         ({"hub": "../escape"}, "write a repository as owner/name"),

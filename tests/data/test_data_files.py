@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SourceDownError, UsageError
 from summerlm.data.config import SourceConfig
 from summerlm.data.shards import files, hashes
 from summerlm.data.shards.files import MIRROR_VARIABLE, Listing, find_files
@@ -84,6 +84,30 @@ def test_a_bracket_in_a_folders_name_is_no_pattern(tmp_path: Path) -> None:
     (tmp_path / "a[1]").mkdir()
     (tmp_path / "a[1]" / "x.txt").write_text("x.txt")
     assert names(tmp_path / "a[1]") == ["x.txt"]
+
+
+def test_a_folder_that_can_not_be_listed_is_no_empty_folder(tmp_path, monkeypatch) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"{name}/a.txt")
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(SourceDownError, match=r"closed: can't be listed \(Permission denied\)"):
+        names(tmp_path)
+    assert names(tmp_path, below="open") == ["open/a.txt"]
+    assert names(tmp_path, "open/*") == ["open/a.txt"]
+
+
+def test_links_in_a_circle_end(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("a.txt")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_the_disks_order_is_not_seen(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

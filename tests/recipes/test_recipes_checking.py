@@ -104,7 +104,7 @@ def test_data_other_than_the_lock_are_code_4(checked, tiny_config, folder, tmp_p
     facts = checked(licence="MIT")
     assert (facts["exit_code"], source(facts)["problems"]) == (
         4,
-        ["licence was CC0-1.0 and is MIT"],
+        ["not as in the run's lock: licence was CC0-1.0 and is MIT"],
     )
     write_texts(folder / "a.parquet", ["other birds sing. " * 30] * 99)
     facts = checked()
@@ -129,7 +129,7 @@ def test_a_source_that_can_not_be_read_is_code_5(checked, folder):
     ("texts", "words"),
     [
         (["日本語を話す鳥が歌う。" * 30] * 400, "wasn't made for it"),
-        (["a small bird sings"] * 90 + [None] * 310, "rows drawn give a text"),
+        (["a small bird sings"] * 380 + [None] * 20, "passed over: null or missing"),
         (["a small bird sings", *["a bird sings"] * 20], "rows for 4 lanes"),
     ],
 )

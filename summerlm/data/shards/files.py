@@ -7,11 +7,12 @@ disk's or store's order. A mirror of the hub lists what the hub itself would lis
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SourceDownError, UsageError
 from summerlm.core.progress import Progress, silent
 from summerlm.data.config import SourceConfig
 from summerlm.data.shards.globs import fits, pattern_of
@@ -62,19 +63,35 @@ def find_files(
         UsageError: If there is no such place, or no file that matches.
         SourceDownError: If a file or store can't be read.
     """
+    mirror = mirror or _environments_mirror()
+    if config.hub is not None and mirror is None:
+        return _in_hub(source, config, transfer, pinned)
+    if config.path is not None and "://" in config.path:
+        known = pinned.files if pinned else None
+        return Listing(None, list_store(source, config.path, config, transfer, known))
+    try:
+        return _here(source, config, mirror, pinned, progress)
+    except OSError as error:
+        place = error.filename or config.path or config.hub
+        raise SourceDownError(f"source {source}: {place}: {error.strerror or error}") from error
+
+
+def _here(
+    source: str,
+    config: SourceConfig,
+    mirror: Path | None,
+    pinned: Listing | None,
+    progress: Progress,
+) -> Listing:
+    """List files of this machine."""
     if config.hub is not None:
-        mirror = mirror or _environments_mirror()
-        if mirror is None:
-            return _in_hub(source, config, transfer, pinned)
+        assert mirror is not None
         folder = mirror.expanduser() / config.hub
         if not folder.is_dir():
             raise UsageError(f"source {source}: the mirror has no folder {folder}")
         files = _in_folder(source, folder, config, pinned, progress)
         return Listing(pinned.revision if pinned else None, files)
     assert config.path is not None
-    if "://" in config.path:
-        known = pinned.files if pinned else None
-        return Listing(None, list_store(source, config.path, config, transfer, known))
     path = Path(os.path.abspath(Path(config.path).expanduser()))
     if path.is_dir():
         return Listing(None, _in_folder(source, path, config, pinned, progress))
@@ -132,17 +149,40 @@ def _in_folder(
 
 def _matches(source: str, folder: Path, pattern: str) -> list[str]:
     """Match files below a folder; hidden ones only where the pattern spells out their dot."""
-    names = {
-        Path(name).as_posix()
-        for name in glob.iglob(pattern, root_dir=folder, recursive=True)
-        if (folder / name).is_file()
-    }
+    found = _walk(source, folder, pattern.split("/"))
+    names = [name for name in found if fits(name, pattern) and (folder / name).is_file()]
     if not names:
         raise UsageError(f"source {source}: no file matches {pattern!r} below {folder}")
     for name in names:
         if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UsageError(f"source {source}: {name!r} is no name in UTF-8; rename the file")
     return sorted(names)
+
+
+def _walk(source: str, folder: Path, pattern: Sequence[str]) -> Iterator[str]:
+    """Yield the files below a folder that a pattern may fit; an unlisted folder is an error."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        raise SourceDownError(
+            f"source {source}: {error.filename}: can't be listed ({error.strerror}); grant access, "
+            "or leave it out by `files`"
+        ) from error
+
+    seen = set()  # folders may be reached by links, also round in a circle
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        below = Path(root).relative_to(folder)
+        depth = len(below.parts)
+        if "**" not in pattern[: depth + 1]:  # a part of the pattern for each folder
+            wanted = pattern[depth] if depth < len(pattern) - 1 else ""
+            folders[:] = [name for name in folders if fnmatchcase(name, wanted)]
+        yield from ((below / name).as_posix() for name in files)
 
 
 def _hashed(

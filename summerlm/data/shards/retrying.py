@@ -8,6 +8,7 @@ store's answer says how long to wait; tenacity and stamina know neither without 
 """
 
 import itertools
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +18,9 @@ from summerlm.core.errors import SourceDownError
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
+SILENCE_S = 5.0  # after it whoever waits is told why
 FIRST_WAIT_S = 1.0  # longest pause after the first attempt, which doubles with each...
 LONGEST_WAIT_S = 30.0  # ...up to this, and to a tenth of the deadline
 
@@ -60,6 +64,7 @@ def retried(
     """
     start = time.monotonic()
     reasons: dict[str, None] = {}  # all that were met, in order
+    told = False
     for number in itertools.count(1):
         try:
             result = attempt(start + deadline_s)
@@ -73,6 +78,12 @@ def retried(
             return result
         wait = _pause(number, fault, deadline_s)
         spent = time.monotonic() - start
+        if not told and spent + wait > SILENCE_S:
+            told = True
+            _log.warning(
+                "%s: %s; trying again for up to %.0f s (data.deadline_s; data.mirror reads a copy)",
+                *(what, fault, deadline_s - spent),
+            )
         if spent + wait >= deadline_s:
             break
         time.sleep(wait)

@@ -12,7 +12,7 @@ from typing import Any
 from summerlm.checkpoint.load import newest_good
 from summerlm.core.files import read_json
 from summerlm.core.progress import progress_bar
-from summerlm.data.loader import Loader, Steps, hash_steps
+from summerlm.data.loader import Loader, Steps, hash_steps, refuse_world
 from summerlm.data.tokens.reading import Tokens, TokenSteps
 from summerlm.recipes.data.locking import Sources, open_run_data
 from summerlm.recipes.settings import Settings, derive
@@ -109,6 +109,8 @@ def hash_run(
         DataChangedError: If the checkpoint was made with other data.
         SourceDownError: If a source can't be read.
     """
+    if settings.data.lanes % world:
+        raise refuse_world(world, settings.data.lanes)
     state = None if start is None else read_json(newest_good(start) / "state.json")["data"]
     sources = open_run_data(settings, training=False)
     tokenizer = load_tokenizer(settings.tokenizer.name)

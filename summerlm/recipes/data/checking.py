@@ -31,7 +31,8 @@ MANY_EPOCHS = 4  # from here on repeated text teaches less and less (arXiv:2305.
 LONG_TOKENS = 1_000_000  # of a document
 FEW_BYTES = 2.0  # a token, where the tokenizer was hardly made for such text
 FEW_ROWS = 16  # a lane
-LITTLE_TEXT = 0.5  # of the rows
+NO_TEXT = 0.01  # of the rows
+PATIENCE_S = 30.0  # with a source that doesn't answer; training waits for data.deadline_s
 
 
 def check_data(settings: Settings, documents: int) -> dict[str, Any]:
@@ -108,7 +109,9 @@ class SourceCheck:
         self._problems: list[str] = []
         self._warnings: list[str] = []
         self.codes: list[int] = []
-        self._transfer = Transfer(settings.data.stall_timeout_s, settings.data.deadline_s)
+        self._transfer = Transfer(
+            settings.data.stall_timeout_s, min(settings.data.deadline_s, PATIENCE_S)
+        )
 
     def run(self, lock: Sequence[Mapping[str, Any]] | None, progress: Progress) -> dict[str, Any]:
         """Try the source.
@@ -133,7 +136,12 @@ class SourceCheck:
             self._judge(facts, found, source)
         except SummerError as error:
             self._complain(error)
-        self._warnings += [incident["reason"] for incident in self._transfer.take_incidents()]
+        told = "".join(self._problems)
+        self._warnings += [
+            incident["reason"]
+            for incident in self._transfer.take_incidents()
+            if incident["reason"].partition(";")[0] not in told
+        ]
         return {**facts, "problems": self._problems, "warnings": self._warnings}
 
     def _open(self, lock: Sequence[Mapping[str, Any]] | None, progress: Progress) -> Source:
@@ -146,7 +154,8 @@ class SourceCheck:
         if entry is not None:
             same = {"duplicates": None}  # known after a pass over all sources only
             for line in lock_differences([{**entry, **same}], [{**source.lock(), **same}]):
-                self._complain(DataChangedError(line))
+                change = line.removeprefix(f"source {self._name}: ")
+                self._complain(DataChangedError(f"not as in the run's lock: {change}"))
         return source
 
     def _judge(self, facts: Mapping[str, Any], found: Probe, source: Source) -> None:
@@ -170,13 +179,14 @@ class SourceCheck:
             warn(f"a document of {longest:,} tokens fills {rows:,.0f} rows; see max_characters")
         if facts["bytes_per_token"] < FEW_BYTES:
             warn(f"{facts['bytes_per_token']:.2f} bytes a token: the tokenizer wasn't made for it")
-        if len(found.tokens) < LITTLE_TEXT * found.rows:
-            warn(f"only {len(found.tokens)} of {found.rows} rows drawn give a text")
+        if (lost := sum(found.no_text.values())) > NO_TEXT * found.rows:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in found.no_text.items())
+            warn(f"{lost} of {found.rows} rows drawn have no text and are passed over: {reasons}")
         lanes = self._settings.data.lanes
-        if facts["rows"] < FEW_ROWS * lanes:
-            warn(f"{facts['rows']} rows for {lanes} lanes: their epochs end at different times")
+        if facts["rows"] < FEW_ROWS * lanes and lanes > 1:
+            warn(f"{facts['rows']} rows for {lanes} lanes: some lanes begin the next epoch earlier")
         if asked := [rule for rule in source.rules if rule in OF_THE_WHOLE]:
-            warn(f"{' and '.join(asked)} not applied here: tokens and epochs are before them")
+            warn(f"{' and '.join(asked)} not looked for here: tokens and epochs are counted before")
 
     def _complain(self, error: SummerError) -> None:
         self._problems.append(str(error).removeprefix(f"source {self._name}: "))

@@ -44,7 +44,7 @@ def _overview(facts: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("\nsource", overflow="fold", min_width=12)
     for heading in (
-        *("\nrows", "mean\ntokens", "median\ntokens", "longest\ntokens"),
+        *("\nrows", "mean\ntokens", "longest\ntokens"),
         *("bytes a\ntoken", "tokens\nan epoch", "tokens\nto train", "\nepochs"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -55,7 +55,6 @@ def _overview(facts: Mapping[str, Any]) -> Table:
             Text(source["name"], state),
             short(source["rows"]),
             short(spread.get("mean")),
-            short(spread.get("median")),
             short(spread.get("longest")),
             _decimal(source["bytes_per_token"]),
             short(source["tokens"]),
