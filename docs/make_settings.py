@@ -33,7 +33,7 @@ Low to high:
 - the command line: `summerlm train CONFIG train.budget_tokens=2000000`.
 
 Tables are merged key by key, lists are replaced whole. TOML has no null: `"none"` stands for it.
-`"none"` for a table takes it away, and `"*" = "none"` in a table all that the extended file has in it.
+`"none"` for a table takes it away; `"*" = "none"` in a table, all that the extended file has in it.
 `summerlm train CONFIG --show` prints what a file comes to. Which settings an existing run may
 change: [architecture.md](architecture.md#resuming-and-extending).
 """
