@@ -175,6 +175,10 @@ class Loader(Iterator[Step]):
         atexit.unregister(self.close)
         for worker in self._workers:
             worker.kill()
+        for worker in self._workers:
+            worker.join()
+        if hasattr(self._parts, "_shutdown"):
+            self._parts._shutdown = True  # else torch waits for a lock that a worker died with
         self._parts = iter(())
 
     def _take_incidents(self) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -150,6 +151,17 @@ def wait_until_gone(pids):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_closing_waits_for_no_lock_that_a_worker_died_with():
+    """Seen once in a hundred closings: killed while it asked whether to go on, it held the lock."""
+    loader = make_loader(workers=1)
+    next(loader)
+    assert loader._parts._workers_done_event._cond.acquire(timeout=10)  # as the dead one would
+    closing = threading.Thread(target=loader.close, daemon=True)
+    closing.start()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
+
+
 def test_workers_die_with_a_killed_trainer():
     process, workers = run_trainer("    time.sleep(60)\n")
     assert len(workers) == 2
