@@ -10,7 +10,6 @@ Flow:
 Shapes: B rows of T positions in the global batch, L lanes, J = B / L rows a lane and step.
 """
 
-import atexit
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from summerlm.core.errors import DataChangedError, SummerError, UsageError, Work
 from summerlm.data.batch import Batch, batch_sha
 from summerlm.data.lanes import DataOrder, UnitSource
 from summerlm.data.ledger import Counts
-from summerlm.data.workers import Part, Share, start
+from summerlm.data.workers import Part, Share, end, start
 from summerlm.tokenizer.tokenizer import Tokenizer
 
 
@@ -135,8 +134,6 @@ class Loader(Iterator[Step]):
         own = range(rank, lanes, world)
         share = Share(order, own, state["lanes"] if state is not None else None)
         self._parts, self._workers = start(share, min(workers, len(own)), prefetch_steps)
-        if self._workers:
-            atexit.register(self.close)  # they ignore signals: they must be killed
 
     def __next__(self) -> Step:
         """Give the next step.
@@ -171,12 +168,8 @@ class Loader(Iterator[Step]):
         )
 
     def close(self) -> None:
-        """Stop the workers; they hold nothing worth saving."""
-        atexit.unregister(self.close)
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.join()
+        """Stop the workers."""
+        end(self._workers)
         if hasattr(self._parts, "_shutdown"):
             self._parts._shutdown = True  # else torch waits for a lock that a worker died with
         self._parts = iter(())

@@ -10,6 +10,7 @@ imports once, in about two seconds, while the model is being built.
 Shapes: T targets a row, J rows a lane and step, n lanes dealt by one worker.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -109,7 +110,7 @@ def start(
 
     Returns:
         The parts, step by step and worker by worker, and the processes. They outlive signals:
-        who started them must kill them.
+        who started them must `end` them; when the interpreter ends, they are.
     """
     if not workers:
         return iter(share), []
@@ -125,10 +126,27 @@ def start(
         worker_init_fn=_settle,
     )
     others = multiprocessing.active_children()
-    with holding_signals(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # they mostly wait
-        parts = iter(loader)
-    return parts, [child for child in multiprocessing.active_children() if child not in others]
+    try:
+        with holding_signals(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # they mostly wait
+            parts = iter(loader)
+    finally:
+        started = [child for child in multiprocessing.active_children() if child not in others]
+        atexit.register(end, started)  # multiprocessing would wait for them for ever
+    return parts, started
+
+
+def end(workers: list[BaseProcess]) -> None:
+    """End processes that ignore signals; they hold nothing worth saving.
+
+    Args:
+        workers: Processes that `start` gave; some may have ended.
+    """
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+    for worker in workers:
+        worker.join()
 
 
 def _as_it_is(part: Any) -> Any:
