@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -98,6 +99,13 @@ def _deal(lanes: list[Lane], order: DataOrder) -> Part:
     return Part(ids, sources, counts, {lane.number: lane.state() for lane in lanes}, incidents)
 
 
+def prepare() -> None:
+    """Start the server that workers are forked from ahead of need: its imports take seconds."""
+    multiprocessing.set_forkserver_preload([__name__, "summerlm.data.sources"])
+    with holding_signals():
+        forkserver.ensure_running()
+
+
 def start(
     share: Share, workers: int, prefetch_steps: int
 ) -> tuple[Iterator[Part | SummerError], list[BaseProcess]]:
@@ -114,8 +122,8 @@ def start(
     """
     if not workers:
         return iter(share), []
+    prepare()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "summerlm.data.sources"])
     loader = DataLoader(
         share,
         batch_size=None,

@@ -16,6 +16,7 @@ from summerlm.data.opening import open_sources, refuse_changes
 from summerlm.data.sources import Source
 from summerlm.data.tokens.manifest import require_order
 from summerlm.data.tokens.reading import Tokens
+from summerlm.data.workers import prepare
 from summerlm.recipes.settings import Settings, derive
 from summerlm.tokenizer.registry import load_tokenizer
 
@@ -47,6 +48,8 @@ def open_data(settings: Settings, lock: Path | None = None, *, write: bool = Tru
     """
     path = lock or lock_path(settings)
     require_licences(settings.data)
+    if settings.data.workers:
+        prepare()
     pinned = read_lock(path) if path.exists() else None
     with progress_bar() as progress:
         sources = open_sources(settings.data, settings.data.lanes, pinned, progress)
