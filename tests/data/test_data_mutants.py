@@ -137,7 +137,7 @@ MUTANTS = {
     "evaluation sets not pinned": (
         "hygiene",
         "sources",
-        "else self._evaluation.files",
+        "else self.evaluation.pins",
         "else None",
     ),
     "any data accepted": ("hygiene", "opening", "if found := lock_differences(old, new):", "if 0:"),
