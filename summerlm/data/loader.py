@@ -11,6 +11,7 @@ Shapes: B rows of T positions in the global batch, L lanes, J = B / L rows a lan
 """
 
 import copy
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -170,8 +171,9 @@ class Loader(Iterator[Step]):
     def close(self) -> None:
         """Stop the workers."""
         end(self._workers)
-        if hasattr(self._parts, "_shutdown"):
-            self._parts._shutdown = True  # else torch waits for a lock that a worker died with
+        if hasattr(self._parts, "_workers_done_event"):
+            # a worker may have died with the lock of the event, for which torch would wait
+            self._parts._workers_done_event = multiprocessing.Event()
         self._parts = iter(())
 
     def _take_incidents(self) -> Iterator[dict[str, Any]]:

@@ -162,6 +162,14 @@ def test_closing_waits_for_no_lock_that_a_worker_died_with():
     assert not closing.is_alive()
 
 
+def test_loaders_may_follow_one_another():
+    """Torch keeps a table of workers by the address of what it made, which comes again."""
+    for _ in range(20):
+        loader = make_loader(workers=1)
+        next(loader)
+        loader.close()
+
+
 def test_workers_die_with_a_killed_trainer():
     process, workers = run_trainer("    time.sleep(60)\n")
     assert len(workers) == 2
