@@ -23,7 +23,7 @@ from summerlm.data.rules.pipeline import Cleaned
 from summerlm.data.shards.cache import cached, making
 from summerlm.data.shards.files import Listing, find_files
 from summerlm.data.shards.rows import Row
-from summerlm.data.shards.transfer import File, Transfer
+from summerlm.data.shards.transfer import Transfer
 
 EXACT, NEAR = "exact-duplicates", "near-duplicates"
 VERSION = 1  # of how duplicates are found
@@ -76,10 +76,10 @@ def open_evaluation(
                 _origin(name),
                 config.mirror,
                 transfer,
-                None if former is None else _listing(former),
+                None if former is None else Listing.of_pin(former),
             )
             revision = listing.revision if former is None else former["revision"]
-            files = [{"name": f.name, "bytes": f.size, "hash": f.hash} for f in listing.files]
+            files = [file.pin() for file in listing.files]
             pins.append({"name": name, "revision": revision, "files": files})
             for file in listing.files:
                 for texts in evaluation_texts(transfer.fetch(file)):
@@ -87,11 +87,6 @@ def open_evaluation(
 
     index = ContaminationIndex(items())
     return Evaluation(index, pins)
-
-
-def _listing(pin: Mapping[str, Any]) -> Listing:
-    files = [File(file["name"], "", file["bytes"], file["hash"]) for file in pin["files"]]
-    return Listing(pin["revision"], files)
 
 
 def _origin(name: str) -> SourceConfig:

@@ -20,8 +20,8 @@ from summerlm.data.rules.catalogue import expand
 from summerlm.data.shards.files import Listing, find_files
 from summerlm.data.shards.formats import open_shards
 from summerlm.data.shards.stdlib import library_files
-from summerlm.data.shards.transfer import File, Transfer
-from summerlm.data.sources import Source, file_entry
+from summerlm.data.shards.transfer import Transfer
+from summerlm.data.sources import Source
 
 
 def open_sources(
@@ -95,7 +95,7 @@ def open_source(
     listing, rule = _find(name, config, transfer, pinned, progress)
     sizes = None
     if pinned is not None:
-        entries = [file_entry(file) for file in listing.files]
+        entries = [file.pin() for file in listing.files]
         old = {**pinned, "files": [{k: f[k] for k in entries[0]} for f in pinned["files"]]}
         refuse_changes([old], [{**old, "files": entries}])
         sizes = {f["name"]: (tuple(f["rows"]), tuple(f["group_bytes"])) for f in pinned["files"]}
@@ -141,8 +141,5 @@ def _find(
     if source.python_stdlib:
         files, held_out = library_files()
         return Listing(None, files), HeldOutFiles(held_out)
-    former = None
-    if pinned is not None:
-        files = [File(f["name"], "", f["bytes"], f["hash"]) for f in pinned["files"]]
-        former = Listing(pinned["revision"], files)
+    former = None if pinned is None else Listing.of_pin(pinned)
     return find_files(name, source, config.mirror, transfer, former, progress), None

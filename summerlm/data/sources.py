@@ -27,15 +27,10 @@ from summerlm.data.rules.droplists import DropLists
 from summerlm.data.rules.pipeline import Cleaned, Rules
 from summerlm.data.shards.formats import Shard
 from summerlm.data.shards.rows import Dropped, Row
-from summerlm.data.shards.transfer import File, Transfer
+from summerlm.data.shards.transfer import Transfer
 from summerlm.data.units import Unit, cut_units
 
 DAMAGED = Dropped("damaged part of a file")
-
-
-def file_entry(file: File) -> dict[str, Any]:
-    """Say what a lock records of a file before it is opened."""
-    return {"name": file.name, "bytes": file.size, "hash": file.hash}
 
 
 class Source:
@@ -178,7 +173,7 @@ class Source:
         """Read the texts that training never draws, in the order of files and rows."""
         for position, row in self.rows(held_out=True):
             (kept,) = self._without_duplicates([row], np.array([position]))
-            text = kept if isinstance(kept, Dropped) else self.clean(kept).text
+            text = self._cleaned(kept)
             if not isinstance(text, Dropped):
                 turns = json.loads(text) if self.chat else ()
                 yield "".join(f"\n{role.upper()}: {words}" for role, words in turns) or text
@@ -217,7 +212,7 @@ class Source:
             "duplicates": self._found_in,
             "held_out": self._rule.describe(),
             "files": [
-                {**file_entry(s.file), "rows": list(s.groups), "group_bytes": list(s.group_bytes)}
+                {**s.file.pin(), "rows": list(s.groups), "group_bytes": list(s.group_bytes)}
                 for s in self.shards
             ],
         }
@@ -259,12 +254,15 @@ class Source:
                     rows[index] = reason
         return rows
 
+    def _cleaned(self, row: Row) -> Row:
+        return row if isinstance(row, Dropped) else self.clean(row).text
+
     def _require_text(self) -> None:
         """Read until one text is met."""
         reasons: Counter[str] = Counter()
         for unit in range(len(self.units)):
             for row in self.read(unit):
-                text = row if isinstance(row, Dropped) else self.clean(row).text
+                text = self._cleaned(row)
                 if not isinstance(text, Dropped):
                     return
                 reasons[text.reason] += 1

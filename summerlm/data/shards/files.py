@@ -7,10 +7,11 @@ disk's or store's order. A mirror of the hub lists what the hub itself would lis
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from summerlm.core.errors import SourceDownError, UsageError
 from summerlm.core.progress import Progress, silent
@@ -35,6 +36,12 @@ class Listing:
 
     revision: str | None
     files: list[File]
+
+    @classmethod
+    def of_pin(cls, pin: Mapping[str, Any]) -> "Listing":
+        """Give back what a lock recorded, whose files lie nowhere yet."""
+        files = [File(file["name"], "", file["bytes"], file["hash"]) for file in pin["files"]]
+        return cls(pin["revision"], files)
 
 
 def find_files(

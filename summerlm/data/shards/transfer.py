@@ -54,6 +54,10 @@ class File:
     size: int
     hash: str
 
+    def pin(self) -> dict[str, Any]:
+        """Say what a lock records of the file before it is opened."""
+        return {"name": self.name, "bytes": self.size, "hash": self.hash}
+
     @property
     def local(self) -> Path | None:
         """Where the file lies on this machine; None for a remote one."""
