@@ -235,6 +235,7 @@ def test_every_string_of_a_row_is_read_from_any_file(tmp_path):
         (b'{"a": "\xff"}', "line 1"),
         (None, "No such file"),
     ],
+    ids=["half a line", "not Parquet", "half a gzip", "not UTF-8", "absent"],
 )
 def test_a_file_that_cant_be_read_is_named(tmp_path, content, words):
     file = tmp_path / "evaluation"
