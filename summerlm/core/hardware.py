@@ -74,11 +74,28 @@ def find_accelerator(name: str) -> Accelerator:
     raise UsageError(f"no hardware {name!r}; known: {known}")
 
 
-def pick_device(name: str) -> torch.device:
-    """Turn the setting `run.device` into a device that is here.
+def device_type(name: str) -> str:
+    """Turn the setting `run.device` into a kind of device that is here.
 
     Args:
         name: "auto", "cpu" or "cuda" (which ROCm builds call their devices too).
+
+    Returns:
+        "cuda" or "cpu".
+
+    Raises:
+        UsageError: If CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("run.device = 'cuda': torch sees no GPU here; use 'cpu' or 'auto'")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn the setting `run.device` into this process's device, which its rank has chosen.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
 
     Returns:
         The device.
@@ -86,10 +103,9 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: If CUDA is asked for and there is none.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("run.device = 'cuda': torch sees no GPU here; use 'cpu' or 'auto'")
-    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    if device_type(name) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def supports_bf16(device: torch.device) -> bool:

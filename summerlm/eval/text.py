@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from summerlm.core.errors import UsageError
+from summerlm.core.ranks import ALONE, Ranks
 from summerlm.model.loss import IGNORE
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -68,6 +69,7 @@ def measure(
     stride: int | None = None,
     batch_rows: int = 8,
     precision: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> TextScore:
     """Score documents, each by itself and in full.
 
@@ -83,9 +85,10 @@ def measure(
         stride: New targets of a window; None = half the context.
         batch_rows: Windows scored at once.
         precision: Autocast's dtype; None = the weights' own.
+        ranks: Who shares the work: every rank calls this with the same documents.
 
     Returns:
-        The sums over all documents.
+        The sums over all documents, the same on all ranks.
 
     Raises:
         UsageError: If the context is longer than the model's, the stride doesn't fit the context,
@@ -110,9 +113,14 @@ def measure(
                 # one vocabulary writes the space as U+2581 and can't tell the two apart
                 assert "\u2581" in text or tokenizer.count_bytes(ids) == len(text.encode())
             windows.sort(key=lambda window: len(window.inputs))
-            for i in range(0, len(windows), batch_rows):
-                nats += _score(model, windows[i : i + batch_rows], device)
+            batches = [windows[i : i + batch_rows] for i in range(0, len(windows), batch_rows)]
+            for turn in range(0, len(batches), ranks.world):
+                own = turn + ranks.rank
+                # where no batch is left a rank reads another's: a sharded model is read by all
+                found = _score(model, batches[own if own < len(batches) else turn], device)
+                nats += found if own < len(batches) else 0
     model.train(was_training)
+    ranks.sum(nats)
     if not tokens:
         raise UsageError(f"nothing to measure: {count} documents hold no text")
     return TextScore(nats.item(), tokens, size, count)

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 from torch import nn
 
 from summerlm.core.errors import UsageError
@@ -197,3 +199,17 @@ def test_our_own_transformer_in_windows_and_precisions(precision):
     assert score.nats == pytest.approx(expected, rel=1e-5 if precision is None else 2e-2)
     if precision is not None:
         assert score.nats != pytest.approx(expected, rel=1e-6)  # autocast did run
+
+
+def shared_score(ranks, model, texts):
+    return measure(model, ByteTokenizer(), texts, context=8, batch_rows=2, ranks=ranks)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_that_share_the_work_find_what_one_finds(model, world):
+    alone = measure(model, ByteTokenizer(), TEXTS, context=8, batch_rows=2)
+    scores = run_ranks(shared_score, model, TEXTS, world=world)
+    assert all(score == scores[0] for score in scores)
+    assert scores[0].nats == pytest.approx(alone.nats, rel=1e-12)
+    assert replace(scores[0], nats=alone.nats) == alone
