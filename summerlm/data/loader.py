@@ -5,7 +5,7 @@ Flow:
     2. it puts the parts of a step together in global row order as a `Step`: batch, hash, counts,
        and the state after exactly this step, however far the workers are ahead;
     3. `train` consumes steps and saves a step's state; `merge_states` joins those of all ranks;
-    4. `hash_steps` audits: what all ranks of a world would train on.
+    4. `hash_ranks` and `hash_steps` audit: what all ranks of a world train on.
 
 Shapes: B rows of T positions in the global batch, L lanes, J = B / L rows a lane and step.
 """
@@ -228,10 +228,24 @@ def hash_steps(loaders: Sequence[Steps]) -> Iterator[tuple[int, str]]:
         Number and hash of each step, without end.
     """
     for steps in zip(*loaders, strict=True):
-        lane_rows = loaders[0].lane_rows
-        ids = _interleave([_by_turn(step.ids, lane_rows) for step in steps])
-        documents = [_by_turn(step.batch.documents.numpy(), lane_rows) for step in steps]
-        yield steps[0].number, batch_sha(ids, _interleave(documents))
+        documents = [step.batch.documents.numpy() for step in steps]
+        ids = [step.ids for step in steps]
+        yield steps[0].number, hash_ranks(ids, documents, loaders[0].lane_rows)
+
+
+def hash_ranks(ids: Sequence[np.ndarray], documents: Sequence[np.ndarray], lane_rows: int) -> str:
+    """Give the `batch_sha` of the global batch.
+
+    Args:
+        ids: Each rank's ids, (B / world, T + 1), by rank.
+        documents: Each rank's document counts, (B / world, T), by rank.
+        lane_rows: J, rows of a lane in each step.
+
+    Returns:
+        The SHA-256 in hexadecimal.
+    """
+    parts = ([_by_turn(rows, lane_rows) for rows in ranks] for ranks in (ids, documents))
+    return batch_sha(*map(_interleave, parts))
 
 
 def _by_turn(rows: np.ndarray, turns: int) -> np.ndarray:
