@@ -233,18 +233,18 @@ def hash_steps(loaders: Sequence[Steps]) -> Iterator[tuple[int, str]]:
         yield steps[0].number, hash_ranks(ids, documents, loaders[0].lane_rows)
 
 
-def hash_ranks(ids: Sequence[np.ndarray], documents: Sequence[np.ndarray], lane_rows: int) -> str:
+def hash_ranks(ids: Sequence[np.ndarray], borders: Sequence[np.ndarray], lane_rows: int) -> str:
     """Give the `batch_sha` of the global batch.
 
     Args:
         ids: Each rank's ids, (B / world, T + 1), by rank.
-        documents: Each rank's document counts, (B / world, T), by rank.
+        borders: Each rank's document counts, (B / world, T), by rank.
         lane_rows: J, rows of a lane in each step.
 
     Returns:
         The SHA-256 in hexadecimal.
     """
-    parts = ([_by_turn(rows, lane_rows) for rows in ranks] for ranks in (ids, documents))
+    parts = ([_by_turn(rows, lane_rows) for rows in ranks] for ranks in (ids, borders))
     return batch_sha(*map(_interleave, parts))
 
 
