@@ -239,12 +239,12 @@ def hash_ranks(ids: Sequence[np.ndarray], borders: Sequence[np.ndarray], lane_ro
     Args:
         ids: Each rank's ids, (B / world, T + 1), by rank.
         borders: Each rank's document counts, (B / world, T), by rank.
-        lane_rows: J, rows of a lane in each step.
+        rows: J, rows of a lane in each step.
 
     Returns:
         The SHA-256 in hexadecimal.
     """
-    parts = ([_by_turn(rows, lane_rows) for rows in ranks] for ranks in (ids, borders))
+    parts = ([_by_turn(part, rows) for part in ranks] for ranks in (ids, borders))
     return batch_sha(*map(_interleave, parts))
 
 
