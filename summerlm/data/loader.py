@@ -228,9 +228,8 @@ def hash_steps(loaders: Sequence[Steps]) -> Iterator[tuple[int, str]]:
         Number and hash of each step, without end.
     """
     for steps in zip(*loaders, strict=True):
-        documents = [step.batch.documents.numpy() for step in steps]
-        ids = [step.ids for step in steps]
-        yield steps[0].number, hash_ranks(ids, documents, loaders[0].lane_rows)
+        ids, borders = zip(*((s.ids, s.batch.documents.numpy()) for s in steps), strict=True)
+        yield steps[0].number, hash_ranks(ids, borders, loaders[0].lane_rows)
 
 
 def hash_ranks(ids: Sequence[np.ndarray], borders: Sequence[np.ndarray], lane_rows: int) -> str:
@@ -239,12 +238,12 @@ def hash_ranks(ids: Sequence[np.ndarray], borders: Sequence[np.ndarray], lane_ro
     Args:
         ids: Each rank's ids, (B / world, T + 1), by rank.
         borders: Each rank's document counts, (B / world, T), by rank.
-        rows: J, rows of a lane in each step.
+        lane_rows: J, rows of a lane in each step.
 
     Returns:
         The SHA-256 in hexadecimal.
     """
-    parts = ([_by_turn(part, rows) for part in ranks] for ranks in (ids, borders))
+    parts = ([_by_turn(rows, lane_rows) for rows in ranks] for ranks in (ids, borders))
     return batch_sha(*map(_interleave, parts))
 
 
