@@ -59,6 +59,9 @@ class UnitSource(Protocol):
     def clean(self, text: str) -> Cleaned:
         """Apply the source's rules to a text, when its turn comes."""
 
+    def find(self, unit: int, row: int) -> tuple[str, int, int]:
+        """Say where a row of a unit stands: file, row group, row of the file."""
+
     def take_incidents(self) -> list[dict[str, Any]]:
         """Hand over what went wrong and was mended since the last call."""
 

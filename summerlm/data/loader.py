@@ -92,7 +92,8 @@ class Loader(Iterator[Step]):
         world: Number of ranks; divides the lanes.
 
     Attributes:
-        identity: What its states belong to.
+        order: All that decides its batches.
+        identity: The order as states name it.
         lane_rows: J, rows of a lane in each step.
 
     Raises:
@@ -125,8 +126,7 @@ class Loader(Iterator[Step]):
         order = DataOrder(
             sources, weights, limits, tokenizer, seed, lanes, rows, context, open_documents
         )
-        self.lane_rows = rows // lanes  # J
-        self._order, self.identity = order, order.identity()
+        self.order, self.identity, self.lane_rows = order, order.identity(), rows // lanes
         if state is not None:
             check_identity(state["data"], self.identity)
             dealt = {lane["rows"] for lane in state["lanes"].values()} or {0}
@@ -149,7 +149,7 @@ class Loader(Iterator[Step]):
         states = {lane: state for part in parts for lane, state in part.states.items()}
         ids = _interleave([part.ids for part in parts])  # (B / world, T + 1)
         sources = _interleave([part.sources for part in parts])  # (B / world,)
-        batch = Batch.from_ids(ids, sources, self._order.tokenizer.bos)
+        batch = Batch.from_ids(ids, sources, self.order.tokenizer.bos)
         self._steps += 1
         return Step(
             number=self._steps,
@@ -163,7 +163,7 @@ class Loader(Iterator[Step]):
             },
             source_counts={
                 source.name: sum((part.counts[i] for part in parts), Counts())
-                for i, source in enumerate(self._order.sources)
+                for i, source in enumerate(self.order.sources)
             },
             incidents=[*self._take_incidents(), *(i for part in parts for i in part.incidents)],
         )
@@ -178,7 +178,7 @@ class Loader(Iterator[Step]):
 
     def _take_incidents(self) -> Iterator[dict[str, Any]]:
         """Hand over what this process met beside workers, as when it opened the sources."""
-        for source in self._order.sources:
+        for source in self.order.sources:
             yield from source.take_incidents()
 
     def _receive(self) -> Part:

@@ -110,6 +110,21 @@ class Source:
         positions = self._first_row(shard, group) + start + np.flatnonzero(keep)
         return self._without_duplicates(rows, positions)
 
+    def find(self, unit: int, row: int) -> tuple[str, int, int]:
+        """Say where a row of a unit stands.
+
+        Args:
+            unit: Index into `units`.
+            row: Index into what `read` gives of it.
+
+        Returns:
+            The file's name, the row group, and the row's number in the file, from 0.
+        """
+        shard, group, start, stop, _ = self.table[unit].tolist()
+        kept = np.flatnonzero(self._keep(shard, group)[start:stop])
+        first = sum(self.shards[shard].groups[:group])
+        return self.shards[shard].file.name, group, first + start + int(kept[row])
+
     def clean(self, text: str) -> Cleaned:
         """Apply the source's rules.
 

@@ -115,12 +115,7 @@ class Attention(nn.Module):
         Returns:
             The update to add to the residual stream, (B, T, D).
         """
-        B, T, _ = x.shape
-        qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2K, C)
-        q, k, v = qkv.split(self.heads, dim=2)
-        q = self.rotate(self.query_norm(q), frame.cos, frame.sin)  # (B, T, H, C)
-        k = self.rotate(self.key_norm(k), frame.cos, frame.sin)  # (B, T, K, C)
-
+        q, k, v = self.project(x, frame)
         q = append(q, frame.query_channels)  # (B, T, H, E)
         k = append(k, frame.key_channels.unsqueeze(2))  # (B, T, K, E)
         v = F.pad(v, (0, CHANNELS))  # (B, T, K, E)
@@ -130,3 +125,20 @@ class Attention(nn.Module):
         y = attend(q, k, v, self.head_dim**-0.5, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2)[..., : self.head_dim]  # (B, T, H, C)
         return self.output(y.flatten(2))
+
+    def project(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """Make what is compared and averaged, before any bias.
+
+        Args:
+            x: Normalised residual stream, (B, T, D).
+            frame: Rotary tables of these T positions.
+
+        Returns:
+            Queries, (B, T, H, C), keys and values, (B, T, K, C) each.
+        """
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2K, C)
+        q, k, v = qkv.split(self.heads, dim=2)
+        q = self.rotate(self.query_norm(q), frame.cos, frame.sin)  # (B, T, H, C)
+        k = self.rotate(self.key_norm(k), frame.cos, frame.sin)  # (B, T, K, C)
+        return q, k, v

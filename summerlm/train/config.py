@@ -26,7 +26,9 @@ class TrainConfig(Section):
     loss_chunk_tokens: int = Field(default=2048, ge=1)
     """Targets whose logits are in memory at once."""
     max_skipped_steps: int = Field(default=10, ge=0)
-    """Non-finite steps in a row that are skipped; one more stops the run."""
+    """Steps in a row that are skipped, not finite or beyond limits; one more stops the run."""
+    on_spike: Literal["stop", "skip", "rollback"] | None = None
+    """A spike of loss or gradient ends the run, is skipped, or takes it back; none lets it pass."""
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

@@ -1,9 +1,148 @@
-"""What watches a run's numbers.
+"""What watches a run's numbers: steps that are not finite, spikes, divergence.
 
-Flow: `loop` tells the guard of every step; its state is part of the checkpoint.
+Flow:
+    1. before a step `loop` asks `Guard.limits` how far loss and gradient norm may go; the device
+       makes no update beyond them, or where they are not finite;
+    2. after the step `loop` tells `Guard.see` what it came to;
+    3. when the step is on record, `Guard.check` stops a run that can't go on;
+    4. `Guard.state` is part of the checkpoint, so that a resumed run judges as it would have.
 """
 
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
 from summerlm.core.errors import DivergedError
+from summerlm.train.config import TrainConfig
+
+WINDOW = 128  # accepted steps that limits are made from
+LEAST = 32  # fewer of them say too little
+DEVIATIONS = 6.0
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+LOSS_FLOOR = 0.05  # nats: the least that counts as a deviation, so 0.3 above the median are borne
+NORM_FLOOR = 0.25  # of its logarithm: 4.5 times the median is borne
+
+
+class Verdict(StrEnum):
+    """What a step came to."""
+
+    FINE = "fine"
+    NOT_FINITE = "not finite"
+    SPIKE = "spike"
+
+
+class Guard:
+    """Judges the steps of a run by those before.
+
+    Args:
+        config: What is done about a spike, and how many steps in a row may be skipped.
+        state: What `state` gave, for a resumed run.
+    """
+
+    def __init__(self, config: TrainConfig, state: Mapping[str, Any] | None = None) -> None:
+        self._policy, self._max = config.on_spike, config.max_skipped_steps
+        state = state or {"in_a_row": 0, "total": 0, "losses": (), "norms": ()}
+        self.in_a_row: int = state["in_a_row"]
+        self.total: int = state["total"]
+        self._losses = deque[float](state["losses"], maxlen=WINDOW)
+        self._norms = deque[float](state["norms"], maxlen=WINDOW)
+        self._last = Verdict.FINE
+
+    def limits(self) -> tuple[float, float]:
+        """Say how far the next step may go.
+
+        The limit is the median of the last accepted steps and six deviations above it: of the
+        loss in nats, of the norm as a factor, for norms scatter by factors. The deviation is the
+        median distance from the median, which half of the steps may falsify before it breaks;
+        the mean and standard deviation of others' guards forget a spike's size only when it leaves
+        the window. Deviations have floors, since a run so smooth that a few hundredths of a nat
+        are six deviations is in no danger from them. While the loss falls fast, early in a run,
+        the window lags behind and the limits are wide.
+
+        Returns:
+            The largest loss in nats and the largest gradient norm before clipping; infinite while
+            too few steps were seen, or where spikes are left alone.
+
+        Source:
+            Chowdhery et al. 2022, arXiv:2204.02311, section 5.1 (spikes come of the weights' state
+            and these batches together, and skipping the batches passes them); OLMo-core's
+            SkipStepOptimizer and levanter's `skip_bad_steps` for 128 steps and six deviations.
+        """
+        if self._policy is None or len(self._losses) < LEAST:
+            return math.inf, math.inf
+        logs = [math.log(norm) for norm in self._norms]
+        return _limit(self._losses, LOSS_FLOOR), math.exp(_limit(logs, NORM_FLOOR))
+
+    def see(self, step: int, loss: float, norm: float, ok: bool) -> Verdict:
+        """Take note of one step.
+
+        Args:
+            step: Its number.
+            loss: Its mean loss in nats.
+            norm: Its gradient norm before clipping.
+            ok: Whether both were finite and within the limits, so that its update was made.
+
+        Returns:
+            What it came to.
+        """
+        self._last = _judge(loss, norm, ok)
+        if ok:
+            self._losses.append(loss)
+            self._norms.append(max(norm, 1e-30))  # its logarithm is taken
+        self.in_a_row = 0 if ok else self.in_a_row + 1
+        self.total += not ok
+        return self._last
+
+    def check(self, step: int) -> None:
+        """Stop a run that has diverged, after its last step is on record.
+
+        Args:
+            step: Number of the step seen last.
+
+        Raises:
+            DivergedError: If that step was a spike and spikes stop the run, or if too many steps
+                in a row were skipped.
+        """
+        where = "lower optim.peak_lr, or look at incidents.jsonl for where it began"
+        if self._last is Verdict.SPIKE and self._policy == "stop":
+            loss, norm = self.limits()
+            raise DivergedError(
+                f"step {step}: a spike beyond a loss of {loss:.4g} or a gradient norm of "
+                f"{norm:.4g}, and train.on_spike = 'stop'; {where}, or set train.on_spike to "
+                "'skip' or 'rollback'"
+            )
+        if self.in_a_row > self._max:
+            raise DivergedError(
+                f"step {step}: loss or gradient not finite, or beyond their limits, for "
+                f"{self.in_a_row} steps in a row; {where}"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Give counts and window, for the checkpoint."""
+        return {
+            "in_a_row": self.in_a_row,
+            "total": self.total,
+            "losses": list(self._losses),
+            "norms": list(self._norms),
+        }
+
+
+def _judge(loss: float, norm: float, ok: bool) -> Verdict:
+    if ok:
+        return Verdict.FINE
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    return Verdict.SPIKE if finite else Verdict.NOT_FINITE
+
+
+def _limit(values: Iterable[float], floor: float) -> float:
+    """Give the median and six deviations above it, of which each is at least the floor."""
+    values = list(values)
+    middle = median(values)
+    deviation = MAD_TO_DEVIATION * median(abs(value - middle) for value in values)
+    return middle + DEVIATIONS * max(deviation, floor)
 
 
 class SkipGuard:

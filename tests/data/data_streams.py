@@ -84,6 +84,9 @@ class MemorySource:
     def clean(self, text):
         return clean(text)
 
+    def find(self, unit, row):
+        return f"{self.name}.txt", unit, sum(self.units[:unit]) + row
+
     def take_incidents(self):
         return []
 
