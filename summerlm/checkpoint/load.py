@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from summerlm.checkpoint.state import model_tensors, restore
-from summerlm.checkpoint.store import MANIFEST, DamagedError, Store, read_tensors, verify
+from summerlm.checkpoint.manifest import MANIFEST, DamagedError, read_manifest, verify
+from summerlm.checkpoint.reading import fill
+from summerlm.checkpoint.store import Store
 from summerlm.core.config import validate
 from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import read_json
+from summerlm.core.parts import Part
 from summerlm.model.config import ModelConfig
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -121,6 +123,6 @@ def _read_model(folder: Path) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device="cpu")
-    path = folder / "model.safetensors"
-    restore(model_tensors(model), read_tensors(path), path)
+    parts = {name: Part.whole(weight.data) for name, weight in model.named_parameters()}
+    fill(folder, read_manifest(folder), "model", parts)
     return model

@@ -1,55 +1,50 @@
-"""Checkpoints on disk: published whole, verified before use, never overwritten.
+"""The checkpoints of a run on disk: found, trusted, kept and put away; never overwritten.
 
 Flow:
-    1. `Store.publish` writes all files into `tmp-<step>-<id>`, hashing and syncing each;
-    2. opens every file again, writes `MANIFEST.json` with sizes and SHA-256 and its own hash;
-    3. syncs the folder, renames it to `step-<step>`, syncs the parent: now it exists;
-    4. `Store.latest` takes the highest step that verifies and sets damaged ones aside, loudly;
-    5. `Store.prune` keeps the last few that verify.
+    1. `flight` fills a draft `tmp-<step>-<id>` and calls `Store.publish`: folder synced, renamed
+       to `step-<step>`, parent synced: now it exists;
+    2. `Store.latest` takes the highest step that verifies and sets damaged ones aside, loudly;
+    3. `Store.prune` keeps what a `Retention` says, counting those that verify.
 
 Nothing on the load path is a pickle: tensors are safetensors, everything else is JSON or TOML.
 """
 
-import hashlib
-import json
-import os
-import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
+from summerlm.checkpoint.manifest import STEP, DamagedError, check_file, read_manifest, verify
 from summerlm.core.errors import NoCheckpointError, SaveError
-from summerlm.core.files import publish_folder, sha256_file, sync_folder
-
-FORMAT = 1  # of the manifest; a later one is refused by name
-MANIFEST = "MANIFEST.json"
-_STEP = re.compile(r"step-(\d{8})")
+from summerlm.core.failpoints import reach
+from summerlm.core.files import publish_folder, read_json, sync_folder
+from summerlm.core.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What one checkpoint holds.
+class Retention:
+    """Which checkpoints stay.
 
     Attributes:
-        tensors: Tensor tables by file stem, for instance `model` and `optimizer`.
-        values: JSON values by file stem, for instance `state`.
-        files: Other small files by full name, for instance `tokenizer.json`.
+        last: How many of the newest that verify.
+        every: Steps divisible by this stay for good; None = none of them.
+        steps: Further steps that stay.
     """
 
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    values: Mapping[str, Any]
-    files: Mapping[str, bytes]
+    last: int
+    every: int | None = None
+    steps: frozenset[int] = frozenset()
+
+    def keeps(self, step: int) -> bool:
+        """Tell whether a step stays however many newer ones there are."""
+        return step in self.steps or (self.every is not None and step % self.every == 0)
 
 
-class DamagedError(Exception):
-    """A checkpoint is not what its manifest says; the message names the file and the reason."""
+def _no_reading(folder: Path, manifest: dict[str, Any]) -> None:
+    """Read nothing of a checkpoint that verifies."""
 
 
 class Store:
@@ -73,64 +68,70 @@ class Store:
         """List the steps that have a published checkpoint, good or damaged, in order."""
         if not self.folder.is_dir():
             return []
-        matches = (_STEP.fullmatch(entry.name) for entry in self.folder.iterdir())
+        matches = (STEP.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
-    def publish(self, step: int, contents: Contents) -> Path:
-        """Write a checkpoint and make it visible in one step.
+    def publish(self, draft: Path, step: int) -> None:
+        """Make a finished draft the checkpoint of a step.
 
         Args:
+            draft: A folder beside, with its manifest; every file is synced.
             step: The completed step it belongs to.
-            contents: What it holds.
-
-        Returns:
-            The published folder.
 
         Raises:
-            SaveError: If the step has a checkpoint already or the disk refuses; nothing half
-                written is left.
+            SaveError: If the step has a checkpoint already or the disk refuses.
         """
-        draft = self.folder / f"tmp-{step:08d}-{uuid.uuid4().hex[:8]}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
-            draft.mkdir()
-            _write_contents(draft, contents)
-            _write_manifest(draft, step)
-            publish_folder(draft, self.path(step))
-        except (OSError, SafetensorError) as error:
-            raise SaveError(f"{self.path(step)}: can't be saved: {error}") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        sync_folder(self.folder.parent)  # the first save has made the folder itself
+        publish_folder(draft, self.path(step))
         self._good[step] = True
-        return self.path(step)
 
-    def latest(self) -> Path | None:
+    def latest(
+        self,
+        ranks: Ranks = ALONE,
+        read: Callable[[Path, dict[str, Any]], None] = _no_reading,
+    ) -> Path | None:
         """Find the newest checkpoint that can be trusted and set newer, damaged ones aside.
 
+        Args:
+            ranks: Those who look together, each at its share of the bytes; every rank calls this.
+            read: Takes what this rank needs of a checkpoint that verifies and its manifest;
+                raises DamagedError where that can't be trusted after all.
+
         Returns:
-            Its folder, or None where none was ever published.
+            Its folder, the same on every rank, or None where none was ever published.
 
         Raises:
-            NoCheckpointError: If there are checkpoints and all of them are damaged; they are left
-                as they are.
+            NoCheckpointError: If there are checkpoints and all of them are damaged, or one is of
+                another format; they are left as they are.
         """
         damaged: list[tuple[int, str]] = []
-        for step in reversed(self.steps()):
-            try:
-                verify(self.path(step))
-            except DamagedError as error:
-                damaged.append((step, str(error)))
+        for step in reversed(ranks.exchange(self.steps())[0]):
+            reason = self._examine(self.path(step), ranks, read)
+            if reason is not None:
+                damaged.append((step, reason))
                 continue
             self._good[step] = True
-            for bad, reason in damaged:
-                aside = self.folder / f"damaged-{self.path(bad).name}-{uuid.uuid4().hex[:8]}"
-                self.path(bad).rename(aside)
-                self._warn(f"checkpoint {reason}; set aside as {aside.name}, taking step {step}")
+            ranks.agree(partial(self._set_aside, damaged if ranks.leads else [], step))
             return self.path(step)
         if damaged:
             reasons = "; ".join(reason for _, reason in damaged)
             raise NoCheckpointError(f"{self.folder}: every checkpoint is damaged: {reasons}")
+        return None
+
+    def newest_state(self) -> tuple[Path, dict[str, Any]] | None:
+        """Read the JSON state of the newest checkpoint that has one, and change nothing.
+
+        Returns:
+            The checkpoint and its state, of which only the bytes of the state are verified; None
+            where there is none.
+        """
+        for step in reversed(self.steps()):
+            folder = self.path(step)
+            try:
+                check_file(folder, "state.json", read_manifest(folder))
+            except DamagedError:
+                continue
+            return folder, read_json(folder / "state.json")
         return None
 
     def clear_drafts(self) -> None:
@@ -140,145 +141,97 @@ class Store:
                 if entry.name.startswith(("tmp-", "del-")):
                     shutil.rmtree(entry, ignore_errors=True)
 
-    def prune(self, keep_last: int, keep_steps: Collection[int] = ()) -> None:
+    def prune(self, retention: Retention) -> list[str]:
         """Delete old checkpoints; only those that verify count as kept.
 
         Args:
-            keep_last: How many of the newest good ones stay.
-            keep_steps: Further steps that stay.
-        """
-        good = [step for step in self.steps() if self._is_good(step)]
-        for step in good[:-keep_last]:
-            if step not in keep_steps:
-                doomed = self.folder / f"del-{self.path(step).name}-{uuid.uuid4().hex[:8]}"
-                self.path(step).rename(doomed)  # first the name: half a folder is never found
-                shutil.rmtree(doomed, ignore_errors=True)
+            retention: What stays.
 
-    def branch_off(self, step: int) -> None:
+        Returns:
+            A line for each thing a person should know.
+        """
+        notes: list[str] = []
+        good = 0
+        for step in reversed(self.steps()):
+            if good < retention.last:
+                good += self._is_good(step, notes)
+            elif not retention.keeps(step):
+                notes += self._delete(step)
+        return notes
+
+    def branch_off(self, step: int) -> Path | None:
         """Move the checkpoints past a step out of the way, so that a run can go on from it.
 
         Args:
             step: The last step that stays.
+
+        Returns:
+            The folder they lie in now, or None where there were none.
+
+        Raises:
+            SaveError: If the disk refuses.
         """
         later = [s for s in self.steps() if s > step]
-        if later:
-            branch = self.folder / f"branch-after-{step:08d}-{uuid.uuid4().hex[:8]}"
+        if not later:
+            return None
+        branch = self.folder / f"branch-after-{step:08d}-{uuid.uuid4().hex[:8]}"
+        try:
             branch.mkdir()
-            for s in later:
+            for s in reversed(later):  # cut short by a kill, none lies beyond one that is gone
                 self.path(s).rename(branch / self.path(s).name)
+                reach("branch.moved")
+            sync_folder(branch)
             sync_folder(self.folder)
-            self._warn(f"checkpoints of steps {later[0]} to {later[-1]} moved to {branch.name}")
+        except OSError as error:
+            raise SaveError(f"{branch}: can't be made: {error.strerror}") from error
+        self._warn(f"checkpoints of steps {later[0]} to {later[-1]} moved to {branch.name}")
+        return branch
 
-    def _is_good(self, step: int) -> bool:
+    def _examine(
+        self, folder: Path, ranks: Ranks, read: Callable[[Path, dict[str, Any]], None]
+    ) -> str | None:
+        """Verify and read a checkpoint together; what the first rank that met damage says of it."""
+
+        def find(act: Callable[[], object]) -> str | None:
+            try:
+                act()
+            except DamagedError as error:
+                return str(error)
+            return None
+
+        for act in (lambda: verify(folder, ranks), lambda: read(folder, read_manifest(folder))):
+            reasons = ranks.exchange(ranks.agree(partial(find, act)))
+            if damage := [reason for reason in reasons if reason is not None]:
+                return damage[0]
+        return None
+
+    def _delete(self, step: int) -> list[str]:
+        doomed = self.folder / f"del-{self.path(step).name}-{uuid.uuid4().hex[:8]}"
+        try:
+            self.path(step).rename(doomed)  # first the name: half a folder is never found
+            reach("prune.renamed")
+            shutil.rmtree(doomed)
+            reach("prune.done")
+        except OSError as error:
+            return [f"checkpoint {self.path(step)} can't be deleted: {error.strerror}"]
+        return []
+
+    def _set_aside(self, damaged: list[tuple[int, str]], taken: int) -> None:
+        for step, reason in damaged:
+            aside = self.folder / f"damaged-{self.path(step).name}-{uuid.uuid4().hex[:8]}"
+            try:
+                self.path(step).rename(aside)
+            except OSError as error:
+                raise SaveError(f"{aside}: can't be made: {error.strerror}") from error
+            reach("aside.moved")
+            self._warn(f"checkpoint {reason}; set aside as {aside.name}, taking step {taken}")
+
+    def _is_good(self, step: int, notes: list[str]) -> bool:
         if step not in self._good:
             try:
                 verify(self.path(step))
                 self._good[step] = True
-            except DamagedError as error:
-                self._warn(f"checkpoint {error}")
+            except (DamagedError, NoCheckpointError) as error:
+                notes.append(f"checkpoint {error}")
                 self._good[step] = False
         return self._good[step]
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """Check a checkpoint against its manifest, byte by byte.
-
-    Args:
-        folder: A published checkpoint.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        DamagedError: If the manifest is missing or altered, or a file is missing, extra, of
-            another size or of another hash.
-    """
-    manifest = _read_manifest(folder)
-    expected = manifest["files"]
-    present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
-    if missing := sorted(expected.keys() - present):
-        raise DamagedError(f"{folder / missing[0]}: is missing")
-    if extra := sorted(present - expected.keys()):
-        raise DamagedError(f"{folder / extra[0]}: does not belong here")
-    for name, entry in expected.items():
-        path = folder / name
-        try:
-            size, digest = path.stat().st_size, sha256_file(path)
-        except OSError as error:
-            raise DamagedError(f"{path}: can't be read: {error.strerror}") from None
-        if size != entry["bytes"]:
-            raise DamagedError(f"{path}: has {size} bytes, the manifest says {entry['bytes']}")
-        if digest != entry["sha256"]:
-            raise DamagedError(f"{path}: its SHA-256 differs from the manifest's")
-    return manifest
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file into memory.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Tensors by name, on the CPU.
-
-    Raises:
-        DamagedError: If the file can't be parsed.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DamagedError(f"{path}: {error}") from None
-
-
-def _write_contents(draft: Path, contents: Contents) -> None:
-    for stem, tensors in contents.tensors.items():
-        path = draft / f"{stem}.safetensors"
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-        with safe_open(path, framework="pt") as file:
-            if set(file.keys()) != tensors.keys():
-                raise OSError(f"{path.name} does not read back")
-        _sync_file(path)
-    plain = {
-        f"{stem}.json": json.dumps(value, allow_nan=False).encode()
-        for stem, value in contents.values.items()
-    }
-    for name, data in {**plain, **contents.files}.items():
-        (draft / name).write_bytes(data)
-        _sync_file(draft / name)
-
-
-def _write_manifest(draft: Path, step: int) -> None:
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(draft.iterdir())
-    }
-    body = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1).encode()
-    path = draft / MANIFEST
-    path.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
-    _sync_file(path)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        body, _, digest = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror}") from None
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise DamagedError(f"{path}: was altered after it was written")
-    manifest: dict[str, Any] = json.loads(body)
-    if manifest["format"] != FORMAT:
-        raise DamagedError(f"{path}: has format {manifest['format']}, this version reads {FORMAT}")
-    if (match := _STEP.fullmatch(folder.name)) and int(match[1]) != manifest["step"]:
-        raise DamagedError(f"{path}: belongs to step {manifest['step']}")
-    return manifest
-
-
-def _sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -45,6 +45,10 @@ class WorkerDiedError(SummerError):
     """A process that makes batches was killed."""
 
 
+class CorruptionError(SummerError):
+    """Ranks that must hold the same bits don't: a device or its memory failed silently."""
+
+
 class SaveError(SummerError):
     """A file or checkpoint can't be written."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from summerlm.core.errors import FolderHeldError, SaveError, UsageError
+from summerlm.core.failpoints import reach
 
 
 def sync_folder(folder: Path) -> None:
@@ -117,10 +118,17 @@ def publish_folder(draft: Path, final: Path) -> None:
     """
     try:
         sync_folder(draft)
+        reach("publish.folder_synced")
         if final.exists():
             raise FileExistsError(errno.EEXIST, "already exists")
         draft.rename(final)
-        sync_folder(final.parent)
+        reach("publish.renamed")
+        try:
+            sync_folder(final.parent)
+        except OSError:
+            final.rename(draft)  # nobody was told of it, and power could still take it away
+            raise
+        reach("publish.parent_synced")
     except OSError as error:
         raise SaveError(f"{final}: can't be published: {error.strerror or error}") from error
 

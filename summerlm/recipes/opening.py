@@ -19,6 +19,7 @@ from summerlm.core.config import dump_toml, read_settings
 from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import pick_device
+from summerlm.core.parts import Part
 from summerlm.core.runtime import StopRequest
 from summerlm.data.tokens.reading import Tokens
 from summerlm.model.init import build
@@ -127,16 +128,15 @@ def open_run(
     resumed = folder.settings.exists()
     store = Store(folder.checkpoints, warn)
     store.clear_drafts()
+    if (newest := store.newest_state()) is not None:
+        check_tokenizer(tokenizer, newest[1], newest[0])
     if resumed:
         extend(store, read_settings(Settings, folder.settings), settings)
-    checkpoint = store.latest()
 
     model = build(settings.model, seed=settings.run.seed, device=device)
     optimizer = build_optimizer(model.named_parameters(), settings.optim, model.matrix_blocks())
-    state = None
-    if checkpoint is not None:
-        state = resume(checkpoint, model, optimizer)
-        check_tokenizer(tokenizer, state, checkpoint)
+    found = resume(store, tables(model, optimizer))
+    state = None if found is None else found[1]
     if settings.parallel.compile:
         compile_blocks(model.blocks, device)
     write_identity(settings, folder, tokenizer, sources, device)
@@ -153,6 +153,13 @@ def open_run(
         state=state,
         resumed=resumed,
     )
+
+
+def tables(model: Transformer, optimizer: OptimizerSet) -> dict[str, dict[str, Part]]:
+    """Give the tensors that a checkpoint holds, as a rank alone holds them."""
+    weights = {name: Part.whole(weight.data) for name, weight in model.named_parameters()}
+    moments = {name: Part.whole(tensor) for name, tensor in optimizer.tensors().items()}
+    return {"model": weights, "optimizer": moments}
 
 
 def extend(store: Store, old: Settings, new: Settings) -> None:

@@ -7,17 +7,21 @@ Flow:
     4. a signal saves and leaves; at the end the run is saved and its ledger written.
 """
 
+import hashlib
+
 from rich.console import Console
 
+from summerlm.checkpoint.store import Retention
 from summerlm.core.config import dump_toml
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError, WorkerDiedError
-from summerlm.core.files import RunFolder
+from summerlm.core.files import RunFolder, sha256_file
+from summerlm.core.ranks import ALONE
 from summerlm.core.record import Recorder
 from summerlm.core.runtime import InterruptedWaitError, StopRequest, require_single_process
 from summerlm.data.ledger import Ledger
 from summerlm.optim.schedule import rate_factor
 from summerlm.recipes.data.batches import open_loader
-from summerlm.recipes.opening import Run, is_finished, open_run
+from summerlm.recipes.opening import Run, is_finished, open_run, tables
 from summerlm.recipes.recording import Record, describe_run, open_recorder, seconds_spent
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.watching import Watch
@@ -95,11 +99,11 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     hooks: list[Hook] = [
         lambda event: ledger.add(event.data.source_counts),
         lambda event: record_incidents(recorder, event),
+        lambda event: saver.poll([saver.report()]),
         Record(recorder, settings, run.device, seconds_spent(run.folder)),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
-        every(None, saver.save, last_step=last),
-        every(settings.checkpoint.every_steps, saver.try_save, last_step=derived.stable_steps),
+        every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),
     ]
     event = None
     try:
@@ -116,8 +120,12 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         ):
             for hook in hooks:
                 hook(event)
+            if event.step == last:
+                saver.save(event)
+                saver.finish()
             if stop.received is not None and event.step < last:
                 saver.save(event)
+                saver.finish()
                 line = f"{stop.received.name}: saved after step {event.step}, leaving"
                 recorder.write("stop", line=line, step=event.step)
                 break
@@ -125,10 +133,12 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         recorder.write("incident", line=f"warning: {error}", reason=str(error))
         if event is not None:
             saver.save(event)
+            saver.finish()
             run.folder.write_json("ledger.json", ledger.report())
         raise
     finally:
         loader.close()
+        saver.close()
     run.folder.write_json("ledger.json", ledger.report())
     return event is not None and event.step == last
 
@@ -145,20 +155,32 @@ def make_saver(run: Run, recorder: Recorder, guard: SkipGuard, ledger: Ledger) -
     Returns:
         The saver.
     """
+    settings = run.settings
+    config = dump_toml(settings).encode()
+    stable = derive(settings).stable_steps
+    lock = run.folder.path / "data.lock.json"
     return Saver(
         run.store,
-        run.model,
-        run.optimizer,
-        guard,
-        ledger,
+        ALONE,
+        tables(run.model, run.optimizer),
+        states={"guard": guard.state, "ledger": ledger.state},
         files={
-            "config.toml": dump_toml(run.settings).encode(),
+            "config.toml": config,
+            "model.json": settings.model.model_dump_json().encode(),
             "tokenizer.json": (run.folder.path / "tokenizer.json").read_bytes(),
         },
-        tokenizer=run.tokenizer.fingerprint,
-        keep_last=run.settings.checkpoint.keep_last,
-        keep_step=derive(run.settings).stable_steps,
+        identity={
+            "tokenizer": run.tokenizer.fingerprint,
+            "settings": hashlib.sha256(config).hexdigest(),
+            **({"data": sha256_file(lock)} if lock.exists() else {}),
+        },
+        retention=Retention(
+            settings.checkpoint.keep_last,
+            settings.checkpoint.keep_every_steps,
+            frozenset(() if stable is None else (stable,)),
+        ),
         warn=lambda line: recorder.write("incident", line=f"warning: {line}", reason=line),
+        saved=lambda outcome: None,
     )
 
 

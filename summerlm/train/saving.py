@@ -1,138 +1,159 @@
 """Saving a run and going on with it: everything that the next step depends on.
 
-Flow: `recipes` make a `Saver` for the run; its `save` is a hook, its `restore` fills a freshly
-built model and optimizer before the first step.
+Flow: `recipes` make a `Saver` for the run; its `save` is a hook. The loop puts `Saver.report` into
+what ranks exchange each step and hands all reports to `Saver.poll`; `Saver.finish` waits. `resume`
+fills a freshly laid out model and optimizer before the first step.
 
-A checkpoint holds the weights, the optimizer's moments, and a JSON state: step, tokens, the
-data's position, ledger, guard and the tokenizer's fingerprint. Random numbers need no state:
-every draw is seeded by what it belongs to.
+A checkpoint holds the weights, the optimizer's moments, and a JSON state: step, tokens, the data's
+position, the tokenizer's fingerprint and what else the recipe names, as ledger and guard. Random
+numbers need no state: every draw is seeded by what it belongs to.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from summerlm.checkpoint.state import model_tensors, restore
-from summerlm.checkpoint.store import Contents, DamagedError, Store, read_tensors
-from summerlm.core.errors import NoCheckpointError, SaveError
+from summerlm.checkpoint.flight import Flight, Outcome, Report
+from summerlm.checkpoint.pieces import Tables
+from summerlm.checkpoint.reading import fill
+from summerlm.checkpoint.store import Retention, Store
+from summerlm.core.errors import SaveError
 from summerlm.core.files import read_json
-from summerlm.data.ledger import Ledger
-from summerlm.model.transformer import Transformer
-from summerlm.optim.build import OptimizerSet
-from summerlm.train.guards import SkipGuard
+from summerlm.core.ranks import ALONE, Ranks
+from summerlm.data.loader import merge_states
 from summerlm.train.loop import Event
 
 
 class Saver:
-    """Writes checkpoints of one run.
+    """Writes checkpoints of one run; every rank makes one at the same place.
 
     Args:
         store: Where they go.
-        model: The model.
-        optimizer: Its optimizer.
-        guard: The guard, whose counts are part of the state.
-        ledger: The ledger, whose sums are part of the state.
+        ranks: The ranks of the job.
+        tables: This rank's live tensors: "model" the weights, "optimizer" the moments.
+        states: What gives further parts of the JSON state, by name; the leading rank's are saved.
         files: Small files that make a checkpoint self-sufficient, by name.
-        tokenizer: The tokenizer's fingerprint.
-        keep_last: How many checkpoints stay.
-        keep_step: A step whose checkpoint always stays.
+        identity: Hashes for the manifest: `tokenizer` (its fingerprint), `settings`, `data`.
+        retention: Which checkpoints stay.
         warn: Called with one line when a save fails.
+        saved: Called when a save is published.
     """
 
     def __init__(
         self,
         store: Store,
-        model: Transformer,
-        optimizer: OptimizerSet,
-        guard: SkipGuard,
-        ledger: Ledger,
+        ranks: Ranks,
+        tables: Tables,
         *,
+        states: Mapping[str, Callable[[], Any]],
         files: Mapping[str, bytes],
-        tokenizer: str,
-        keep_last: int,
-        keep_step: int | None,
+        identity: Mapping[str, str],
+        retention: Retention,
         warn: Callable[[str], None],
+        saved: Callable[[Outcome], None],
     ) -> None:
-        self._store = store
-        self._model = model
-        self._optimizer = optimizer
-        self._guard = guard
-        self._ledger = ledger
-        self._files = dict(files)
-        self._tokenizer = tokenizer
-        self._keep_last = keep_last
-        self._keep_steps = () if keep_step is None else (keep_step,)
-        self._warn = warn
+        self._flight = Flight(store, ranks, tables, identity=identity, retention=retention)
+        self._states, self._files = dict(states), dict(files)
+        self._tokenizer = identity["tokenizer"]
+        self._warn, self._announce = warn, saved
         self._saved: int | None = None
 
     def save(self, event: Event) -> None:
-        """Publish the state after a step, once a step, and prune older ones.
+        """Begin to save the state after a step, once a step; every rank calls this.
+
+        A save that is still on its way is waited for.
 
         Args:
-            event: The step.
+            event: The step; its data's state is this rank's.
 
         Raises:
-            SaveError: If the disk refuses; the checkpoints before it are untouched.
+            CorruptionError: If replicas differ; nothing is written.
         """
-        if self._saved == event.step:
-            return
-        self._store.publish(event.step, self._contents(event))
-        self._saved = event.step
-        self._store.prune(self._keep_last, self._keep_steps)
+        if self._flight.step is not None and self._flight.step != event.step:
+            self._take_note(self._flight.wait())
+        if event.step not in (self._saved, self._flight.step):
+            self._flight.start(
+                event.step, event.data.state, lambda lanes: self._small_files(event, lanes)
+            )
 
-    def try_save(self, event: Event) -> None:
-        """Save during a run: a disk that refuses is reported, and the run goes on.
+    def report(self) -> Report | None:
+        """Tell what this rank has to say of the save in flight, for `poll` on all ranks.
+
+        Returns:
+            Plain values, or None.
+        """
+        return self._flight.report()
+
+    def poll(self, reports: Sequence[Report | None]) -> None:
+        """Take note of what all ranks reported; every rank calls this at the same place.
 
         Args:
-            event: The step.
+            reports: What `report` returned on each rank, by rank.
         """
-        try:
-            self.save(event)
-        except SaveError as error:
-            self._warn(f"step {event.step} not saved, training goes on: {error}")
+        self._take_note(self._flight.poll(reports))
 
-    def _contents(self, event: Event) -> Contents:
+    def finish(self) -> None:
+        """Wait until the save in flight is published; every rank calls this.
+
+        Raises:
+            SaveError: If it fails.
+        """
+        outcome = self._flight.wait()
+        if outcome is not None and outcome.error is not None:
+            raise SaveError(outcome.error)
+        self._take_note(outcome)
+
+    def close(self) -> None:
+        """Give up what is in flight, as when this rank failed; asks no other rank."""
+        self._flight.close()
+
+    def _take_note(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        if outcome.error is not None:
+            self._warn(f"step {outcome.step} not saved, training goes on: {outcome.error}")
+            return
+        self._saved = outcome.step
+        for note in outcome.notes:
+            self._warn(note)
+        self._announce(outcome)
+
+    def _small_files(self, event: Event, lanes: Sequence[dict[str, Any]]) -> dict[str, bytes]:
         state = {
             "step": event.step,
             "tokens": event.tokens,
             "tokenizer": self._tokenizer,
-            "guard": self._guard.state(),
-            "ledger": self._ledger.state(),
-            "data": event.data.state,
+            **{name: give() for name, give in self._states.items()},
+            "data": merge_states(lanes),
         }
-        return Contents(
-            tensors={
-                "model": model_tensors(self._model),
-                "optimizer": self._optimizer.tensors(),
-            },
-            values={
-                "state": state,
-                "model": self._model.config.model_dump(mode="json"),
-            },
-            files=self._files,
-        )
+        return {**self._files, "state.json": json.dumps(state, allow_nan=False).encode()}
 
 
-def resume(folder: Path, model: Transformer, optimizer: OptimizerSet) -> dict[str, Any]:
-    """Fill a model and its optimizer from a verified checkpoint.
+def resume(
+    store: Store, tables: Tables, ranks: Ranks = ALONE
+) -> tuple[Path, dict[str, Any]] | None:
+    """Fill this rank's tensors from the newest checkpoint that can be trusted.
+
+    Any layout and number of ranks may have written it. Damaged ones are set aside by the leading
+    rank, with a warning, and the one before is taken by all.
 
     Args:
-        folder: The checkpoint.
-        model: A model of the run's settings; its weights are replaced.
-        optimizer: Its optimizer; its moments are replaced.
+        store: The run's checkpoints.
+        tables: This rank's live tensors, "model" and "optimizer"; they are overwritten.
+        ranks: The ranks of the job; every rank calls this at the same place.
 
     Returns:
-        The JSON state that `Saver` wrote.
+        The checkpoint and its JSON state, the same on every rank; None where there is none.
 
     Raises:
-        NoCheckpointError: If the tensors don't fit the model or are not finite.
+        NoCheckpointError: If all are damaged or the newest good one's tensors are not this run's;
+            nothing on disk is changed.
     """
-    try:
-        path = folder / "model.safetensors"
-        restore(model_tensors(model), read_tensors(path), path)
-        path = folder / "optimizer.safetensors"
-        restore(optimizer.tensors(), read_tensors(path), path)
-    except DamagedError as error:
-        raise NoCheckpointError(str(error)) from None
-    state: dict[str, Any] = read_json(folder / "state.json")
-    return state
+
+    def read(folder: Path, manifest: dict[str, Any]) -> None:
+        for stem, parts in tables.items():
+            fill(folder, manifest, stem, parts)
+
+    folder = store.latest(ranks, read)
+    return None if folder is None else (folder, read_json(folder / "state.json"))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from summerlm.checkpoint.store import Store, read_tensors
+from summerlm.checkpoint.reading import read_tensors
+from summerlm.checkpoint.store import Store
 from summerlm.core.config import read_settings
 from summerlm.core.record import read_rows
 from summerlm.data.loader import hash_steps, merge_states
@@ -68,9 +69,7 @@ def test_a_preset_stopped_half_way_ends_as_its_twin(preset, stand_in_data, tmp_p
     rows = read_rows(tmp_path / "stopped" / "metrics.jsonl")
     assert [row["resumed_from"] for row in rows if row["kind"] == "resume"] == [stopped]
     weights = [
-        read_tensors(
-            Store(tmp_path / name / "checkpoints", pytest.fail).latest() / "model.safetensors"
-        )
+        read_tensors(Store(tmp_path / name / "checkpoints", pytest.fail).latest(), "model")
         for name in ("twin", "stopped")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -15,7 +15,9 @@ import torch
 from rich.console import Console
 
 import summerlm
-from summerlm.checkpoint.store import Store, read_tensors, verify
+from summerlm.checkpoint.manifest import verify
+from summerlm.checkpoint.reading import read_tensors
+from summerlm.checkpoint.store import Store
 from summerlm.core.config import read_settings
 from summerlm.core.errors import (
     DataChangedError,
@@ -51,7 +53,7 @@ def steps_of(folder):
 
 def final_weights(folder):
     store = Store(folder / "checkpoints", pytest.fail)
-    return read_tensors(store.latest() / "model.safetensors")
+    return read_tensors(store.latest(), "model")
 
 
 def same_weights(one, two):
@@ -218,10 +220,10 @@ def test_a_full_disk_during_a_run_is_reported_and_survived(start):
 def test_a_failed_save_on_the_way_is_an_incident(start, monkeypatch):
     publish = Store.publish
 
-    def refuse(self, step, contents):
+    def refuse(self, draft, step):
         if step == 4:
             raise SaveError("disk full")
-        return publish(self, step, contents)
+        return publish(self, draft, step)
 
     monkeypatch.setattr(Store, "publish", refuse)
     _, folder = start("a")
@@ -234,7 +236,7 @@ def test_damaged_newest_checkpoint_is_passed_over(start, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         _, folder = start("a")
-    weights = folder / "checkpoints" / "step-00000009" / "model.safetensors"
+    weights = folder / "checkpoints" / "step-00000009" / "model-00000-of-00001.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 16
     weights.write_bytes(data)

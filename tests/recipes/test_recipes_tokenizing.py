@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from summerlm.checkpoint.store import Store, read_tensors
+from summerlm.checkpoint.reading import read_tensors
+from summerlm.checkpoint.store import Store
 from summerlm.core.config import read_settings
 from summerlm.core.errors import (
     DamagedDataError,
@@ -104,7 +105,7 @@ def checks_of(folder):
 
 
 def weights_of(folder):
-    return read_tensors(Store(folder / "checkpoints", pytest.fail).latest() / "model.safetensors")
+    return read_tensors(Store(folder / "checkpoints", pytest.fail).latest(), "model")
 
 
 def assert_same_run(one, two):
