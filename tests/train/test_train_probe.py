@@ -104,7 +104,7 @@ def test_equals_the_reference(changes, queries, monkeypatch):
     found = attention_logit_max(model, tokens, documents)
     assert found.shape == ()
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(reference(model, tokens, documents), rel=1e-5)
+    assert found.item() == pytest.approx(reference(model, tokens, documents), rel=1e-4)
 
 
 def test_only_what_a_query_may_read_counts():
