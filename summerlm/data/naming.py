@@ -93,10 +93,10 @@ def follow(
         wanted: dict[Key, None] = {}  # a set that keeps its order
         unfinished: set[Key] = set()
         asked = {(step, row) for row in by_lane[lane]}
-        for place, held in _places(order, lane, lanes.get(str(lane)), step, last):
+        for place, held in _places(order, lane, lanes.get(str(lane)), last):
             if place in asked:
                 wanted |= dict.fromkeys(held.documents)
-            if place in asked or not wanted.keys().isdisjoint(held.documents):
+            if not wanted.keys().isdisjoint(held.documents):
                 found.append(place)
             unfinished -= set(held.documents)
             if held.goes_on in wanted:
@@ -109,16 +109,13 @@ def follow(
 
 
 def _places(
-    order: DataOrder, lane: int, state: Mapping[str, Any] | None, step: int, last: int
+    order: DataOrder, lane: int, state: Mapping[str, Any] | None, last_step: int
 ) -> Iterator[tuple[tuple[int, int], Held]]:
-    """Yield a lane's rows from a step to a last one: step, global row, and what it holds."""
+    """Yield a lane's rows from a state to a last step: step, global row, and what it holds."""
     J = order.rows // order.lanes
-    dealt = state["rows"] if state else 0
-    first = (step - 1) * J
-    assert dealt <= first, "a state after the step"
-    for number, held in zip(range(dealt, last * J), deal_again(order, lane, state), strict=False):
-        if number >= first:
-            yield (number // J + 1, number % J * order.lanes + lane), held
+    numbers = range(state["rows"] if state else 0, last_step * J)
+    for number, held in zip(numbers, deal_again(order, lane, state), strict=False):
+        yield (number // J + 1, number % J * order.lanes + lane), held
 
 
 def deal_again(order: DataOrder, lane: int, state: Mapping[str, Any] | None) -> Iterator[Held]:
