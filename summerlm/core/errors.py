@@ -49,6 +49,10 @@ class CorruptionError(SummerError):
     """Ranks that must hold the same bits don't: a device or its memory failed silently."""
 
 
+class PeerLostError(SummerError):
+    """A rank of the job was killed, hangs, or can't be reached."""
+
+
 class SaveError(SummerError):
     """A file or checkpoint can't be written."""
 
@@ -71,3 +75,29 @@ class DivergedError(SummerError):
     """Training produced non-finite values too many times in a row."""
 
     exit_code = 9
+
+
+def explain(error: BaseException) -> SummerError | None:
+    """Find what can be told to the user in one line.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The error to tell; a `DeviceMemoryError` where torch or Python ran out of memory; None
+        for a bug of ours.
+    """
+    if isinstance(error, SummerError):
+        return error
+    words = str(error)
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's class on GPUs
+        or (
+            isinstance(error, RuntimeError)
+            and ("can't allocate memory" in words or "not enough memory" in words)
+        )
+    ):
+        advice = "lower parallel.micro_batch_rows or train.batch_tokens"
+        return DeviceMemoryError(f"out of memory: {words.partition(chr(10))[0]}; {advice}")
+    return None

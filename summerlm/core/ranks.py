@@ -17,9 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from summerlm.core.errors import SummerError
-from summerlm.core.runtime import InterruptedWaitError
+from summerlm.core.liveness import Liveness
+from summerlm.core.roster import meet
+from summerlm.core.runtime import InterruptedWaitError, die_with_launcher
 
 T = TypeVar("T")
+ARRIVAL = timedelta(minutes=15)  # what the slowest machine may take to start its ranks
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,30 @@ class Ranks:
         world: How many there are.
         local_rank: Its number among those of this machine.
         host_group: The process group of the host's messages; None for a rank alone.
+        liveness: What watches the job; None for a rank alone.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     host_group: dist.ProcessGroup | None = None
+    liveness: Liveness | None = None
 
     @property
     def leads(self) -> bool:
         """Whether this is the rank that writes records and speaks to people."""
         return self.rank == 0
+
+    def phase(self, name: str, step: int) -> None:
+        """Say what this rank does from now on, so that a rank that hangs can be named.
+
+        Args:
+            name: For instance "data", "exchange", "step", "save" or "evaluate"; all ranks go
+                through the same phases of a step in the same order.
+            step: The step's number.
+        """
+        if self.liveness is not None:
+            self.liveness.enter(name, step)
 
     def exchange(self, value: T) -> list[T]:
         """Tell all ranks a value, and learn theirs; every rank calls this at the same place.
@@ -95,6 +111,17 @@ class Ranks:
         others = self.agree(_nothing if self.leads else act)
         return cast(T, leaders if self.leads else others)
 
+    def lead(self, act: Callable[[], T]) -> T:
+        """Do something on the leading rank alone, and tell all.
+
+        Args:
+            act: What to do, for instance what changes a file; it returns plain values.
+
+        Returns:
+            What it returned there.
+        """
+        return cast(T, self.exchange(self.agree(act if self.leads else _nothing))[0])
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all ranks, in place; every rank calls this at the same place.
 
@@ -117,26 +144,57 @@ def _nothing() -> None:
 
 
 @contextmanager
-def join(device_type: str, timeout_s: float) -> Iterator[Ranks]:
+def join(
+    device_type: str, timeout_s: float, data_allowance_s: float | None = None
+) -> Iterator[Ranks]:
     """Join the job that a launcher started this process for.
 
     Args:
         device_type: "cuda" or "cpu": whose memory the ranks exchange tensors from.
-        timeout_s: Seconds after which a rank that doesn't answer is given up.
+        timeout_s: Seconds a rank may stay in one phase, or give no sign of life, before the job
+            is ended.
+        data_allowance_s: Seconds it may stay in the phase "data"; None is `timeout_s`.
 
     Yields:
         This process among the ranks; `ALONE` where no launcher has set WORLD_SIZE above 1.
+
+    Raises:
+        PeerLostError: If a rank doesn't come, or is lost and no rank has said why.
+        SystemExit: In place of an error where another rank was the first to fail, with its code.
     """
+    die_with_launcher()
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timeout)
+    store, rank, world = next(dist.rendezvous("env://", timeout=ARRIVAL))
+    start, peers = meet(store, rank, world, ARRIVAL.total_seconds())
+    longest_s = max(timeout_s, data_allowance_s or timeout_s)
+    liveness = Liveness(
+        dist.PrefixStore(start, store.clone()),
+        rank,
+        peers,
+        timeout_s=timeout_s,
+        data_allowance_s=longest_s,
+    )
+    liveness.start()
     try:
-        host_group = dist.new_group(backend="gloo", timeout=timeout)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, host_group)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group(
+            "nccl" if device_type == "cuda" else "gloo",
+            store=dist.PrefixStore(f"{start}/group", store),
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=2 * longest_s + 60),  # liveness is to speak first
+        )
+        # ranks wait here while rank 0 opens data, which has no limit: liveness watches them
+        host_group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        yield Ranks(rank, world, local_rank, host_group, liveness)
+    except BaseException as error:
+        verdict = liveness.settle(error)
+        if verdict is error:
+            raise
+        raise verdict from None
+    liveness.leave()
+    dist.destroy_process_group()

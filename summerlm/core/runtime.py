@@ -3,9 +3,11 @@
 Flow: `train` derives a seed wherever it draws; `recipes` wrap a run in `StopRequest`.
 """
 
+import ctypes
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -14,6 +16,8 @@ from types import FrameType
 from summerlm.core.errors import UsageError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+LAUNCHER = "SUMMERLM_LAUNCHER"  # set for the ranks that `recipes.launching` starts: its process
 REQUEUE = 75  # exit code after SIGUSR1, by which schedulers know to run the job again
 
 
@@ -44,6 +48,36 @@ def require_single_process() -> None:
     """
     if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UsageError(f"WORLD_SIZE={world}: this version trains in one process only")
+
+
+def die_with_launcher() -> None:
+    """Let the kernel kill this process, where torchrun has started it, when torchrun dies.
+
+    Raises:
+        SystemExit: If its launcher is dead already.
+    """
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    launcher = os.environ.get(LAUNCHER)  # torchrun doesn't say its number, `launch` does
+    if launcher is not None and os.getppid() != int(launcher):
+        raise SystemExit(1)
+
+
+def end_process(code: int) -> None:
+    """Leave, as one of several ranks at once: nothing that waits for a peer may hold it.
+
+    Args:
+        code: What the process ends with.
+
+    Raises:
+        SystemExit: In a process alone, which may clean up.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        raise SystemExit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -1,0 +1,273 @@
+"""Whether all ranks of a job live and go on; if not, who is to blame, said once, and the end.
+
+Flow: `ranks.join` starts a `Liveness`, a thread of each rank; the loop says by `Ranks.phase` what
+it is about to do. Once a second each thread
+    1. gives a sign of life to the job's store: step, phase, and how long it has stood there;
+    2. looks whether a failure is claimed, or a peer on this machine is dead;
+    3. where its own rank stands too long, or a peer gives no signs, asks `blame` who it is;
+    4. ends the process if the job has failed and its main thread doesn't.
+"""
+
+import faulthandler
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+
+import torch.distributed as dist
+
+from summerlm.core.errors import PeerLostError
+from summerlm.core.failing import Claims, Failure, failure_of
+from summerlm.core.roster import Peer, process_state
+from summerlm.core.signs import Sign, blame, position
+
+PERIOD_S = 1.0
+GRACE_S = 5.0  # what a rank has to end by itself, once the job has failed
+OPENING = "open"  # the phase before the first step: it reads whole sources, and has no limit
+LEFT = "left"  # the last: its process may end
+GONE = ("Z", "X", "")  # what the kernel calls a process that has ended
+DUMP_SIGNAL = signal.SIGUSR2  # prints the stacks of a process, whatever it does
+
+
+class Liveness:
+    """Watches a job from one of its ranks.
+
+    Args:
+        store: The job's store, for this thread alone; keys of this start of the job only.
+        rank: This rank.
+        peers: All ranks.
+        timeout_s: Seconds a rank may stay in one phase, or give no sign of life.
+        data_allowance_s: Seconds a rank may stay in the phase "data".
+    """
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        peers: list[Peer],
+        *,
+        timeout_s: float,
+        data_allowance_s: float,
+    ) -> None:
+        self._store, self._claims = store, Claims(store)
+        self._rank, self._peers, self._me = rank, peers, peers[rank]
+        self._timeout_s = timeout_s
+        self._allowance = {OPENING: None, "data": data_allowance_s}
+        self._period_s = min(PERIOD_S, timeout_s / 5)
+        self._main = threading.main_thread().ident
+        self._place = (0, 1, OPENING, time.monotonic())  # replaced whole, so never read torn
+        self._signs: dict[int, tuple[Sign, float]] = {}  # of each rank the last, and since when
+        self._number = 0
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        faulthandler.register(DUMP_SIGNAL, file=2, all_threads=True)
+        self._thread.start()
+
+    def enter(self, phase: str, step: int) -> None:
+        """Note what the main thread does from now on.
+
+        Args:
+            phase: Its name; all ranks go through the same phases of a step in the same order.
+            step: The step's number.
+        """
+        before, place, *_ = self._place
+        place = place + 1 if step == before else 1
+        self._place = (step, place, phase, time.monotonic())
+
+    def leave(self) -> None:
+        """Stop watching, at the end of a job that went well, together with all ranks.
+
+        A launcher ends the others as soon as one has ended with a code that isn't 0.
+        """
+        self.enter(LEFT, self._place[0])
+        self._give_sign()
+        self._await("left")
+        # rank 0 is the last: its process may hold the store that the others still speak to
+        self._await("gone", alone=self._rank != 0)
+        self._leaving.set()
+        self._thread.join()
+
+    def _await(self, word: str, alone: bool = False) -> None:
+        self._store.set(f"{word}/{self._rank}", "")
+        keys = [f"{word}/{peer.rank}" for peer in self._peers]
+        while not alone and not self._store.check(keys):
+            time.sleep(PERIOD_S / 100)
+
+    def settle(self, error: BaseException) -> BaseException:
+        """Decide what a rank that fails raises, so that only one of them speaks.
+
+        Args:
+            error: What it met.
+
+        Returns:
+            The error itself where it is the job's first failure; where a peer was lost, the
+            error that names it; else a SystemExit with the first failure's code.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's: it must not cut us short
+        if isinstance(error, SystemExit):
+            self._leaving.set()
+            return error
+        first = None
+        if _lost_a_peer(error):
+            first = self._wait_for_the_cause()
+            error = PeerLostError(f"the connection to another rank broke: {_first_line(error)}")
+        mine = failure_of(error, self._rank)
+        first = first or self._claims.claim(mine)
+        self._leaving.set()
+        return error if first == mine else SystemExit(first.code)
+
+    def _wait_for_the_cause(self) -> Failure | None:
+        """A broken connection is seldom the cause: who broke it, or who watches, may say more."""
+        for _ in range(30):
+            if (first := self._claims.look()) is not None:
+                return first
+            time.sleep(PERIOD_S / 10)
+        return None
+
+    def _run(self) -> None:
+        reached = time.monotonic()
+        while not self._leaving.wait(self._period_s):
+            try:
+                failure = self._tick()
+                reached = time.monotonic()
+            except RuntimeError as error:  # the store's own, all of them
+                if time.monotonic() - reached < GRACE_S:
+                    continue
+                failure = Failure(
+                    self._rank, 1, f"the job's store can't be reached: {_first_line(error)}"
+                )
+                _say(failure)
+            if failure is not None:
+                return self._end(failure)
+        return None
+
+    def _tick(self) -> Failure | None:
+        """One round; gives the job's failure where there is one."""
+        self._give_sign()
+        if (failure := self._claims.look()) is not None:
+            return failure
+        dead = [p for p in self._peers if process_state(p, self._me) in GONE]
+        lost = [p for p, phase in zip(dead, self._phases(dead), strict=True) if phase != LEFT]
+        if lost:
+            words = " and ".join(map(str, lost))
+            return self._speak(f"{words} {'was' if len(lost) == 1 else 'were'} killed")
+        stands = self._stands()
+        if not stands and self._rank not in (0, len(self._peers) - 1):
+            return None  # two watch for signs of all others, and that is enough for the store
+        self._read_signs()
+        hanging = [rank for rank, (_, since) in self._signs.items() if self._silence(since)]
+        if not hanging and stands and self._signs:
+            signs = {rank: sign for rank, (sign, _) in self._signs.items()}
+            hanging = blame(signs, self._allowance, self._timeout_s)
+        return self._speak(self._describe(hanging), tuple(hanging)) if hanging else None
+
+    def _stands(self) -> bool:
+        _, _, phase, since = self._place
+        most = self._allowance.get(phase, self._timeout_s)
+        return most is not None and time.monotonic() - since > most
+
+    def _silence(self, since: float) -> bool:
+        return time.monotonic() - since > self._timeout_s
+
+    def _give_sign(self) -> None:
+        step, place, phase, since = self._place
+        frame, waits = position(self._main)
+        self._number += 1
+        sign = Sign(step, place, phase, time.monotonic() - since, frame, waits, self._number)
+        self._store.set(f"sign/{self._rank}", json.dumps(asdict(sign)))
+
+    def _phases(self, peers: list[Peer]) -> list[str]:
+        """What peers say they do; "" of those that haven't given a sign."""
+        keys = [f"sign/{peer.rank}" for peer in peers]
+        return [
+            json.loads(self._store.get(key))["phase"] if self._store.check([key]) else ""
+            for key in keys
+        ]
+
+    def _read_signs(self) -> None:
+        """Read the signs of all ranks that haven't left, once all have given one."""
+        now, keys = time.monotonic(), [f"sign/{peer.rank}" for peer in self._peers]
+        if not self._store.check(keys):
+            return
+        for rank, value in enumerate(self._store.multi_get(keys)):
+            sign = Sign(**json.loads(value))
+            before, _ = self._signs.get(rank, (None, now))
+            if sign.phase == LEFT:
+                self._signs.pop(rank, None)
+            elif before is None or before.number != sign.number:
+                self._signs[rank] = (sign, now)
+
+    def _describe(self, hanging: list[int]) -> str:
+        parts = []
+        for rank in hanging:
+            sign, since = self._signs[rank]
+            silent = time.monotonic() - since
+            seconds = sign.seconds + silent
+            words = f"{self._peers[rank]} stands in step {sign.step}, {sign.phase}"
+            words += f", for {seconds:.0f} s at {sign.frame}"
+            if process_state(self._peers[rank], self._me) == "T":
+                words += ", stopped by a signal (SIGSTOP)"
+            elif self._silence(since):
+                words += f", without a sign of life for {silent:.0f} s"
+            parts.append(words)
+        others = [sign for rank, (sign, _) in self._signs.items() if rank not in hanging]
+        waits = sorted({sign.waits for sign in others if sign.waits is not None})
+        if waits:
+            parts.append(f"others wait in {', '.join(waits)}")
+        return "; ".join(parts) + f" (parallel.timeout_s = {self._timeout_s:g})"
+
+    def _speak(self, text: str, hanging: tuple[int, ...] = ()) -> Failure:
+        mine = Failure(self._rank, PeerLostError.exit_code, text, hanging)
+        if (first := self._claims.claim(mine)) == mine:
+            _say(mine)
+        return first
+
+    def _end(self, failure: Failure) -> None:
+        """End this process, whose job has failed, if it doesn't end by itself."""
+        if failure.hanging:
+            _dump_stacks(self._me)
+            self._end_hanging(failure.hanging)
+        elif self._leaving.wait(GRACE_S):
+            return
+        os._exit(failure.code)
+
+    def _end_hanging(self, hanging: tuple[int, ...]) -> None:
+        """Let ranks of this machine that were stopped tell where, and end those that can't."""
+        here = [p for p in self._peers if process_state(p, self._me) is not None]
+        hung = [p for p in here if p.rank in hanging and p.rank != self._rank]
+        helpers = [peer.rank for peer in here if peer.rank not in hanging]
+        if not hung or self._rank != min(helpers, default=self._rank):
+            return
+        for act in (signal.SIGCONT, DUMP_SIGNAL, signal.SIGKILL):
+            for peer in hung:
+                if process_state(peer, self._me) not in (*GONE, None):
+                    os.kill(peer.process, act)
+            time.sleep(1.5 * self._period_s)  # time to see the failure, to dump, to end
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _say(failure: Failure) -> None:
+    os.write(2, f"error: {failure.text}\n".encode())
+
+
+def _dump_stacks(me: Peer) -> None:
+    """Print the stacks of all threads in one write, so that ranks don't interleave."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        os.write(2, f"{me}:\n".encode() + file.read())
