@@ -31,6 +31,7 @@ from summerlm.core.errors import SaveError
 from summerlm.core.failpoints import reach
 from summerlm.core.ranks import Ranks
 
+CLOSE_S = 10.0  # how long a process that has to end waits for its disk
 Report = dict[str, Any]  # plain values, for ranks to exchange
 
 
@@ -202,7 +203,11 @@ class Flight:
         """Give up what is in flight, as when the process has to end; asks no other rank."""
         self._abandoned.set()
         if self._save is not None and self._save.thread is not None:
-            self._save.thread.join(timeout=10)
+            self._save.thread.join(timeout=CLOSE_S)
+            if (
+                not self._save.thread.is_alive()
+            ):  # else it may still publish: then all must be there
+                self._drop(self._save.step)
 
     def _run(self, save: _Save, act: Callable[[], Report]) -> None:
         """Do a stage's work in a thread, and report it."""

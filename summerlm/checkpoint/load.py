@@ -5,6 +5,7 @@ are read, and a damaged newest one is passed over with a warning, never changed.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,22 +55,26 @@ def load(path: Path, device: torch.device) -> Loaded:
         UsageError: If the path is neither.
         NoCheckpointError: If no checkpoint there can be trusted.
     """
-    folder = newest_good(path)
-    try:
-        model = _read_model(folder)
-    except DamagedError as error:
-        raise NoCheckpointError(str(error)) from None
+    models: list[Transformer] = []
+    folder = newest_good(path, lambda found: models.append(_read_model(found)))
+    (model,) = models
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     state = read_json(folder / "state.json")
     check_tokenizer(tokenizer, state, folder)
     return Loaded(model.to(device).eval(), tokenizer, folder, state)
 
 
-def newest_good(path: Path) -> Path:
+def _no_reading(folder: Path) -> None:
+    """Read nothing of a checkpoint that verifies."""
+
+
+def newest_good(path: Path, read: Callable[[Path], None] = _no_reading) -> Path:
     """Find the checkpoint that a path means, without changing anything on disk.
 
     Args:
         path: A run folder or a checkpoint folder.
+        read: Takes what is needed of a checkpoint that verifies; raises DamagedError where that
+            can't be trusted after all.
 
     Returns:
         The folder of a checkpoint that verifies.
@@ -91,6 +96,7 @@ def newest_good(path: Path) -> Path:
     for candidate in candidates:
         try:
             verify(candidate)
+            read(candidate)
         except DamagedError as error:
             reasons.append(str(error))
             continue

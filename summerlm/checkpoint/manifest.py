@@ -34,7 +34,7 @@ def write_manifest(draft: Path, facts: Mapping[str, Any]) -> None:
         facts: `step`, `world`, `files` with the size and SHA-256 of each, `tensors` and
             `identity`; JSON values.
     """
-    body = json.dumps({"format": FORMAT, **facts}, indent=1, allow_nan=False).encode()
+    body = json.dumps({"format": FORMAT, **facts}, allow_nan=False).encode()
     with (draft / MANIFEST).open("wb") as file:
         file.write(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
         file.flush()

@@ -95,6 +95,25 @@ def check_fit(folder: Path, stem: str, table: Mapping[str, Any], parts: Mapping[
             )
 
 
+def check_finite(path: Path) -> None:
+    """Look at every value of a file of tensors, one tensor at a time.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DamagedError: If it can't be parsed, or a value is not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as source:
+            for name in source.keys():  # noqa: SIM118
+                tensor = source.get_tensor(name)
+                if tensor.is_floating_point() and not is_finite(tensor):
+                    raise DamagedError(f"{path}: {name} holds a value that is not finite")
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path}: {error}") from None
+
+
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     """Read a whole table of a checkpoint into memory.
 

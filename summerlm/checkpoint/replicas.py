@@ -8,6 +8,7 @@ gradients, so a difference means that memory or arithmetic failed somewhere.
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ SHOWN = 3  # tensors named in a message
 def checksums(tables: Tables, plan: Plan, rank: int) -> list[int]:
     """Sum up the bits of every piece that this rank shares with others, on their device.
 
-    A sum of the elements' bits as integers differs where any one bit differs.
+    A sum of the bits, taken as integers, differs where any one bit differs.
 
     Args:
         tables: What this rank holds.
@@ -31,12 +32,12 @@ def checksums(tables: Tables, plan: Plan, rank: int) -> list[int]:
     Returns:
         One number for each piece of `shared_pieces`, in that order.
     """
-    pieces = shared_pieces(plan, rank)
-    if not pieces:
-        return []
-    with torch.no_grad():
-        sums = [_checksum(tables[piece.stem][piece.name].tensor) for piece in pieces]
-        return [int(value) for value in torch.stack(sums).tolist()]
+    tensors = [tables[p.stem][p.name].tensor.detach() for p in shared_pieces(plan, rank)]
+    if not any(tensor.is_cuda for tensor in tensors):
+        # by one thread, as in `snapshot.copy_into`; sums wrap round, as the GPU's do
+        return [int(np.add.reduce(_words(t).numpy(), dtype=np.int64)) for t in tensors]
+    sums = [_words(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    return [int(value) for value in torch.stack(sums).tolist()]
 
 
 def shared_pieces(plan: Plan, rank: int) -> list[Piece]:
@@ -80,6 +81,12 @@ def _describe(piece: Piece, groups: list[list[int]]) -> str:
     return f"{place} between ranks {' and '.join(words)}"
 
 
-def _checksum(tensor: Tensor) -> Tensor:
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.dtype.itemsize])
-    return bits.sum(dtype=torch.int64)
+def _words(tensor: Tensor) -> Tensor:
+    """View a tensor's bits as integers, as wide ones as fit."""
+    flat = tensor.contiguous().view(-1)
+    size = tensor.dtype.itemsize
+    if (flat.numel() * size) % 8:
+        return flat.view(_INTEGERS[size])
+    if (flat.storage_offset() * size) % 8:
+        flat = flat.clone()  # replicas take the same words wherever their rows begin
+    return flat.view(torch.int64)

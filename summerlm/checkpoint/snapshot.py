@@ -56,7 +56,7 @@ class Snapshot:
         with torch.no_grad():
             for stem, sources in self._sources.items():
                 for name, tensor in sources.items():
-                    self._view(stem, name).copy_(tensor, non_blocking=True)
+                    copy_into(self._view(stem, name), tensor)
         if self._on_gpu:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -94,6 +94,25 @@ class Snapshot:
         (dtype, shape), start = layout.tensors[name], layout.offsets[name]
         size = dtype.itemsize * prod(shape)
         return self._buffers[stem][start : start + size].view(dtype).view(shape)
+
+
+def copy_into(buffer: Tensor, tensor: Tensor) -> None:
+    """Copy a tensor to the host; from a GPU the copy is only queued.
+
+    Args:
+        buffer: Where to, on the CPU, contiguous.
+        tensor: What, of its shape and dtype.
+    """
+    if tensor.is_cuda:
+        buffer.copy_(tensor, non_blocking=True)
+    elif tensor.is_contiguous():
+        # one thread copies at the memory's speed; torch would wait for all of its threads, which
+        # the threads of other processes on the same cores make slow
+        buffer.view(-1).view(torch.uint8).numpy()[:] = (
+            tensor.detach().view(-1).view(torch.uint8).numpy()
+        )
+    else:
+        buffer.copy_(tensor)
 
 
 def is_finite(tensor: Tensor) -> bool:
