@@ -13,9 +13,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
-from summerlm.core.errors import DeviceMemoryError, SummerError, UsageError
+from summerlm.core.errors import UsageError, explain
+from summerlm.core.runtime import die_with_launcher, end_process
 
 app = typer.Typer(
     name="summerlm",
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(tokenizer, name="tokenizer")
 
 TokenizerName = Annotated[
@@ -49,17 +52,32 @@ def train(
     config: Config,
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--show", help="Print the settings and stop.")] = False,
+    nproc: Annotated[
+        int | None, typer.Option(help="Ranks to start on this machine, by torchrun's agent.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="How often ranks that failed are started again.", min=0)
+    ] = 0,
 ) -> None:
     """Train a run, or go on with it where it stopped."""
     from summerlm.core.config import dump_toml, read_settings
-    from summerlm.recipes.pretrain import pretrain
+    from summerlm.core.failing import one_voice
     from summerlm.recipes.settings import Settings
 
-    settings = read_settings(Settings, config, overrides or [])
-    if show:
-        print(dump_toml(settings), end="")
-        return
-    raise typer.Exit(pretrain(settings, Console()))
+    with one_voice():
+        settings = read_settings(Settings, config, overrides or [])
+        if show:
+            print(dump_toml(settings), end="")
+            return
+        if nproc is not None:
+            from summerlm.recipes.launching import launch
+
+            code = launch(settings, [str(config), *(overrides or [])], nproc, max_restarts)
+        else:
+            from summerlm.recipes.pretrain import pretrain
+
+            code = pretrain(settings, Console())
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -199,29 +217,17 @@ def main() -> None:
     # a shorter one is faster (LOG.md). Set before torch is imported
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    die_with_launcher()
     try:
         app()
-    except SummerError as error:
-        sys.exit(_complain(error))
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        words = str(error).partition("\n")[0]
-        advice = "lower parallel.micro_batch_rows or train.batch_tokens"
-        sys.exit(_complain(DeviceMemoryError(f"out of memory: {words}; {advice}")))
-
-
-def _complain(error: SummerError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Recognise torch's two ways of saying it: a class on GPUs, a sentence on CPUs."""
-    words = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in words
-        or "not enough memory" in words
-    )
+    except Exception as error:
+        known = explain(error)
+        if known is not None:
+            print(f"error: {known}", file=sys.stderr)
+        else:
+            sys.excepthook(*sys.exc_info())
+        end_process(1 if known is None else known.exit_code)
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            end_process(leaving.code if isinstance(leaving.code, int) else 1)
+        raise
