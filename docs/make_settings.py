@@ -84,14 +84,16 @@ def kind(field: FieldInfo) -> str:
 def _kind(annotation: Any, metadata: list[Any]) -> tuple[str, list[str]]:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        (other,) = (argument for argument in arguments if argument is not types.NoneType)
-        words, limits = _kind(other, metadata)
-        return f"none or {words}", limits
+        first, *others = (argument for argument in arguments if argument is not types.NoneType)
+        words, limits = _kind(first, metadata)
+        words = " or ".join([" ".join([words, *limits]), *(_kind(o, [])[0] for o in others)])
+        return f"none or {words}" if types.NoneType in arguments else words, []
     if origin is Annotated:
-        return _kind(arguments[0], [*arguments[1:], *metadata])
+        inner = [limit for extra in arguments[1:] for limit in getattr(extra, "metadata", [extra])]
+        return _kind(arguments[0], [*inner, *metadata])
     if origin is Literal:
         *first, last = (f'`"{value}"`' for value in arguments)
-        return f"{', '.join(first)} or {last}", []
+        return f"{', '.join(first)} or {last}" if first else last, []
     if origin is tuple:
         return f"list of {_kind(arguments[0], [])[0]}s", []
     limits = [

@@ -1,17 +1,20 @@
 """The first weights: one table from parameter names to laws.
 
 Flow: `build` makes a model without memory, gives it memory, then fills every parameter by the
-law of its name. Each draws from a generator of its own, seeded by the run's seed and the name, so
-that its values depend on no other parameter, on no order and on no number of ranks (the kind of
-device decides which numbers a generator gives).
+law of its name; `parallel` does so for a model that lies over several ranks. Each parameter draws
+from a generator of its own, seeded by the run's seed and the name, so that its values depend on no
+other parameter, on no order and on no number of ranks (the kind of device decides which numbers a
+generator gives).
 """
 
 import hashlib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 
+from summerlm.core.parts import Part
 from summerlm.model.config import ModelConfig
 from summerlm.model.transformer import Transformer
 
@@ -68,9 +71,8 @@ def build(config: ModelConfig, *, seed: int, device: torch.device | str) -> Tran
     return model
 
 
-@torch.no_grad()
 def initialise(model: Transformer, seed: int) -> None:
-    """Fill every parameter by its law.
+    """Fill every parameter of a whole model by its law.
 
     Args:
         model: The model to fill.
@@ -79,15 +81,36 @@ def initialise(model: Transformer, seed: int) -> None:
     Raises:
         KeyError: If a parameter has no law.
     """
-    table = laws(model.config)
-    for name, parameter in model.named_parameters():
+    parts = {name: Part.whole(tensor.detach()) for name, tensor in model.named_parameters()}
+    fill(parts, model.config, seed)
+
+
+def fill(parts: Mapping[str, Part], config: ModelConfig, seed: int) -> None:
+    """Fill the rows of each parameter that this rank holds with the values of the whole model's.
+
+    Args:
+        parts: The parameters' rows, by name; written in place.
+        config: The model's settings.
+        seed: Seed of all draws.
+
+    Raises:
+        KeyError: If a parameter has no law.
+    """
+    table = laws(config)
+    for name, part in parts.items():
         law = next((law for pattern, law in table.items() if fnmatchcase(name, pattern)), None)
         if law is None:
             raise KeyError(f"parameter {name} has no law in summerlm.model.init.laws")
         if law.std == 0:
-            parameter.fill_(law.mean)
-        else:
-            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator(parameter.device)
-            generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            parameter.normal_(law.mean, law.std, generator=generator)
+            part.tensor.fill_(law.mean)
+            continue
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator(part.tensor.device)
+        generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        # whole even where a rank keeps few rows of it: what a generator gives depends on the size
+        whole = (
+            part.tensor if part.tensor.shape == part.shape else part.tensor.new_empty(part.shape)
+        )
+        whole.normal_(law.mean, law.std, generator=generator)
+        if whole is not part.tensor:
+            part.tensor.copy_(whole[part.start : part.stop])

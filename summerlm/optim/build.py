@@ -1,36 +1,44 @@
-"""The optimizers of one model behind one face, with their state as named tensors.
+"""The optimizers of one model behind one face, with their state as named parts.
 
-Flow: `build_optimizer` makes an `OptimizerSet` before the first step; `train` sets its rate,
-steps it, and hands `OptimizerSet.tensors` to the checkpoint, which saves and fills them.
+Flow: `build_optimizer` makes an `OptimizerSet` before the first step; `train` steps it and hands
+`OptimizerSet.parts` to the checkpoint, which saves and fills them. All arithmetic is on the rows
+that this rank holds; only `muon.Muon` needs whole matrices, and gets them lent.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
+from summerlm.core.parts import Part
+from summerlm.optim.adamw import AdamW
 from summerlm.optim.config import OptimConfig
 from summerlm.optim.groups import Group, parameter_groups
 from summerlm.optim.muon import Muon
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    parts: Mapping[str, Part],
     config: OptimConfig,
     matrices: Mapping[str, tuple[int, ...]],
+    shard_group: dist.ProcessGroup | None = None,
 ) -> "OptimizerSet":
     """Make the optimizers of a model, on the device where its parameters lie.
 
     Args:
-        named_parameters: The model's `named_parameters()`, float32.
+        parts: The rows of each parameter that this rank holds, float32.
         config: Optimizer, rates and decay.
         matrices: For each hidden matrix the row counts of the blocks that Muon orthogonalises
             one by one, as `Transformer.matrix_blocks()` gives them.
+        shard_group: The ranks that share the parameters, all of which call this; None where this
+            one holds them whole.
 
     Returns:
         The optimizers, with all state made and zero, at the peak rate.
     """
-    return OptimizerSet(parameter_groups(named_parameters, config, matrices), config, matrices)
+    groups = parameter_groups(parts, config, matrices)
+    return OptimizerSet(groups, config, matrices, shard_group)
 
 
 class OptimizerSet:
@@ -40,6 +48,7 @@ class OptimizerSet:
         groups: What `parameter_groups` returned.
         config: The settings that AdamW's and Muon's arithmetic take.
         matrices: Row counts of each hidden matrix's blocks.
+        shard_group: The ranks that share the parameters, or None.
     """
 
     def __init__(
@@ -47,14 +56,18 @@ class OptimizerSet:
         groups: list[Group],
         config: OptimConfig,
         matrices: Mapping[str, tuple[int, ...]],
+        shard_group: dist.ProcessGroup | None,
     ) -> None:
         self.groups = groups
-        self._parameters = {name: p for group in groups for name, p in group.parameters.items()}
-        for name, parameter in self._parameters.items():
-            assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}, not float32"
-        self._adam = _adamw([group for group in groups if group.optimizer == "adamw"], config)
+        self._shard_group = shard_group
+        self._weights = {name: part for group in groups for name, part in group.parts.items()}
+        for name, part in self._weights.items():
+            assert part.tensor.dtype == torch.float32, f"{name} is {part.tensor.dtype}, not float32"
+        self._adam = AdamW([group for group in groups if group.optimizer == "adamw"], config)
         self._muons = [
-            (group, _muon(group, config, matrices)) for group in groups if group.optimizer == "muon"
+            (group, _muon(group, config, matrices, shard_group))
+            for group in groups
+            if group.optimizer == "muon"
         ]
         self._factor = 1.0
 
@@ -65,73 +78,56 @@ class OptimizerSet:
             factor: Share of each group's peak rate, from `schedule.rate_factor`.
         """
         self._factor = factor
-        for group in self._adam.param_groups:
-            group["lr"] = group["peak_lr"] * factor
 
-    def step(self, ok: Tensor) -> None:
-        """Move every parameter by its gradient, or change nothing.
+    def step(self, gradients: Mapping[str, Tensor], ok: Tensor) -> Tensor:
+        """Move every parameter by its gradient, or change nothing; all ranks call this.
 
         Args:
-            ok: Whether to step at all, (), bool, on the parameters' device; it is never read on
-                the host. Where False, no bit of parameters and state changes, whatever the
-                gradients hold.
+            gradients: The gradient of each parameter's rows on this rank, summed over ranks.
+            ok: Whether to step at all, (), bool, the same on all ranks, on the parameters' device;
+                it is never read on the host. Where False, no bit of parameters and state changes,
+                whatever the gradients hold.
+
+        Returns:
+            The norm of the change of all weights, decay included, (), float32; 0 where skipped.
         """
-        for name, parameter in self._parameters.items():
-            assert parameter.grad is not None, f"{name} has no gradient"
-        self._adam.found_inf = (~ok).float()  # type: ignore[attr-defined]  # the kernel reads it
-        self._adam.step()
+        for name, part in self._weights.items():
+            assert gradients[name].shape == part.tensor.shape, f"{name}: a gradient's shape"
+        moved = self._adam.step(gradients, self._factor, ok)
         for group, muon in self._muons:
-            muon.step(group.rate * self._factor, ok)
+            moved += muon.step(gradients, group.rate * self._factor, ok)
+        if self._shard_group is not None:
+            dist.all_reduce(moved, group=self._shard_group)
+        return moved.sqrt().float()
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-
-    def tensors(self) -> dict[str, Tensor]:
+    def parts(self) -> dict[str, Part]:
         """Give the whole state, complete from before the first step on.
 
         Returns:
-            "<parameter name>/<state name>" -> the live tensor: "step", (), and "exp_avg",
+            "<parameter name>/<state name>" -> this rank's rows, live: "step", (), and "exp_avg",
             "exp_avg_sq" for AdamW, "momentum" for Muon, shaped as the parameter; all float32.
         """
-        found = {f"{n}/momentum": b for _, muon in self._muons for n, b in muon.buffers.items()}
-        for name, parameter in self._parameters.items():
-            for key, tensor in self._adam.state.get(parameter, {}).items():
-                found[f"{name}/{key}"] = tensor
+        found = self._adam.parts()
+        for _, muon in self._muons:
+            found |= muon.parts()
         return found
 
-
-def _adamw(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
-    adam = torch.optim.AdamW(
-        [
-            {
-                "params": list(group.parameters.values()),
-                "lr": group.rate,
-                "peak_lr": group.rate,
-                "weight_decay": group.decay,
-            }
-            for group in groups
-        ],
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
-    for parameter in (p for group in groups for p in group.parameters.values()):
-        # made here as torch makes it in its first step, so that a checkpoint knows all shapes
-        adam.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-        }
-    return adam
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the state of a rank alone: whole tensors by the names of `parts`."""
+        return {name: part.tensor for name, part in self.parts().items()}
 
 
-def _muon(group: Group, config: OptimConfig, matrices: Mapping[str, tuple[int, ...]]) -> Muon:
+def _muon(
+    group: Group,
+    config: OptimConfig,
+    matrices: Mapping[str, tuple[int, ...]],
+    shard_group: dist.ProcessGroup | None,
+) -> Muon:
     return Muon(
-        group.parameters,
+        group.parts,
         matrices,
         decay=group.decay,
         momentum=config.momentum,
         dtype=getattr(torch, config.newton_schulz_dtype),
+        group=shard_group,
     )

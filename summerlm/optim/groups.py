@@ -4,13 +4,13 @@ Flow: `build.build_optimizer` lays `RULES` over the model's parameters with `par
 and hands the groups to AdamW and Muon; `group_table` prints them before step 1.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
-
+from summerlm.core.parts import Part
 from summerlm.optim.config import OptimConfig
 
 
@@ -43,23 +43,23 @@ class Group:
     optimizer: str  # "adamw" or "muon"
     rate: float  # at the schedule's peak
     decay: float  # share of a weight that a step at rate 1 takes away
-    parameters: dict[str, nn.Parameter]
+    parts: dict[str, Part]
 
     @property
     def elements(self) -> int:
-        """Numbers in all tensors of the group."""
-        return sum(p.numel() for p in self.parameters.values())
+        """Numbers in all tensors of the group, over all ranks."""
+        return sum(math.prod(part.shape) for part in self.parts.values())
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    parts: Mapping[str, Part],
     config: OptimConfig,
     matrices: Mapping[str, tuple[int, ...]],
 ) -> list[Group]:
     """Sort a model's parameters into groups, one for each rule that matches any.
 
     Args:
-        named_parameters: The model's `named_parameters()`.
+        parts: The model's parameters, the rows of each that this rank holds.
         config: Optimizer, rates and decay.
         matrices: For each hidden matrix the row counts of its blocks, as
             `Transformer.matrix_blocks()` gives them.
@@ -71,12 +71,12 @@ def parameter_groups(
         LookupError: If a parameter has no rule, or rules and `matrices` disagree on which
             parameters are hidden matrices.
     """
-    members: dict[Rule, dict[str, nn.Parameter]] = {rule: {} for rule in RULES}
-    for name, parameter in named_parameters:
+    members: dict[Rule, dict[str, Part]] = {rule: {} for rule in RULES}
+    for name, part in parts.items():
         rule = _rule_of(name)
         if rule.hidden != (name in matrices):
             raise LookupError(f"{name}: rule {rule.pattern!r} and matrix_blocks() disagree")
-        members[rule][name] = parameter
+        members[rule][name] = part
     return [_group(rule, config, found) for rule, found in members.items() if found]
 
 
@@ -94,7 +94,7 @@ def group_table(groups: Iterable[Group]) -> str:
     for g in groups:
         elements = f"{g.elements:,}"
         rate, decay = f"{g.rate:g}", f"{g.decay:g}"
-        rows.append(line(g.pattern, len(g.parameters), elements, g.optimizer, rate, decay))
+        rows.append(line(g.pattern, len(g.parts), elements, g.optimizer, rate, decay))
     return "\n".join(rows)
 
 
@@ -105,8 +105,8 @@ def _rule_of(name: str) -> Rule:
     raise LookupError(f"no rule for parameter {name}: add one to RULES in optim/groups.py")
 
 
-def _group(rule: Rule, config: OptimConfig, parameters: dict[str, nn.Parameter]) -> Group:
+def _group(rule: Rule, config: OptimConfig, parts: dict[str, Part]) -> Group:
     optimizer = "muon" if rule.hidden and config.name == "muon" else "adamw"
     rate = config.peak_lr if rule.hidden else config.adam_lr or config.peak_lr
     decay = config.weight_decay if rule.decay or config.decay_all else 0.0
-    return Group(rule.pattern, optimizer, rate, decay, parameters)
+    return Group(rule.pattern, optimizer, rate, decay, parts)

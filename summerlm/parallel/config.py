@@ -1,5 +1,7 @@
 """Settings of execution: they change speed and memory, not what is trained."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from summerlm.core.config import Section
@@ -12,3 +14,7 @@ class ParallelConfig(Section):
     """Rows that go through the model at once; none takes the whole batch."""
     compile: bool = False
     """Compile each block with torch.compile; needs a C++ compiler on CPUs."""
+    shard_ranks: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """Ranks that share one copy of weights and optimizer; 1 replicates, "all" shards over all."""
+    recompute: Literal["selective", "full"] | None = None
+    """What the backward pass computes anew to save memory: all but products, or all of a block."""

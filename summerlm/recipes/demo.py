@@ -27,6 +27,7 @@ from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder, read_json, write_json
 from summerlm.core.record import read_rows
 from summerlm.core.runtime import StopRequest
+from summerlm.data.batch import IGNORE
 from summerlm.data.opening import open_sources
 from summerlm.data.shards.stdlib import standard_library
 from summerlm.eval.compression import xz_bytes_after
@@ -152,7 +153,8 @@ def time_steps(settings: Settings) -> tuple[float, float]:
         ticks = [time.monotonic()]
         for item, _ in zip(loader, range(TIMED_STEPS), strict=False):
             rate = rate_factor(settings.optim, settings.train.batch_tokens, 10**9)
-            stepper(item.batch.to(run.device), item.number, rate).loss.item()
+            count = int((item.batch.targets != IGNORE).sum())
+            stepper(item.batch.to(run.device), item.number, rate, count=count).loss.item()
             ticks.append(time.monotonic())
         loader.close()
     steps = [after - before for before, after in itertools.pairwise(ticks)]

@@ -20,12 +20,12 @@ from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import pick_device
 from summerlm.core.parts import Part
+from summerlm.core.ranks import ALONE
 from summerlm.core.runtime import StopRequest
 from summerlm.data.tokens.reading import Tokens
-from summerlm.model.init import build
 from summerlm.model.transformer import Transformer
 from summerlm.optim.build import OptimizerSet, build_optimizer
-from summerlm.parallel.compile import compile_blocks
+from summerlm.parallel.layout import Layout, lay_out
 from summerlm.recipes.data.forecast import check_epochs
 from summerlm.recipes.data.locking import Sources, open_run_data
 from summerlm.recipes.recording import environment
@@ -47,7 +47,8 @@ class Run:
         dtype: Autocast's dtype, or None for float32.
         tokenizer: Its tokenizer.
         sources: Its data.
-        model: Its model, filled.
+        layout: Its model over the ranks, filled.
+        model: The model in it.
         optimizer: Its optimizer, filled.
         store: Its checkpoints.
         state: The state it goes on from, or None where it begins.
@@ -60,6 +61,7 @@ class Run:
     dtype: torch.dtype | None
     tokenizer: Tokenizer
     sources: Sources
+    layout: Layout
     model: Transformer
     optimizer: OptimizerSet
     store: Store
@@ -133,12 +135,20 @@ def open_run(
     if resumed:
         extend(store, read_settings(Settings, folder.settings), settings)
 
-    model = build(settings.model, seed=settings.run.seed, device=device)
-    optimizer = build_optimizer(model.named_parameters(), settings.optim, model.matrix_blocks())
+    layout = lay_out(
+        settings.model,
+        settings.parallel,
+        ALONE,
+        seed=settings.run.seed,
+        device=device,
+        dtype=dtype,
+    )
+    model = layout.model
+    optimizer = build_optimizer(
+        layout.parts, settings.optim, model.matrix_blocks(), layout.shard_group
+    )
     found = resume(store, tables(model, optimizer))
     state = None if found is None else found[1]
-    if settings.parallel.compile:
-        compile_blocks(model.blocks, device)
     write_identity(settings, folder, tokenizer, sources, device)
     return Run(
         settings=settings,
@@ -147,6 +157,7 @@ def open_run(
         dtype=dtype,
         tokenizer=tokenizer,
         sources=sources,
+        layout=layout,
         model=model.train(),
         optimizer=optimizer,
         store=store,

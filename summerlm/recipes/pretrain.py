@@ -199,9 +199,10 @@ def record_incidents(recorder: Recorder, event: Event) -> None:
 def make_stepper(run: Run) -> Stepper:
     """Make the function of one step of a run."""
     return Stepper(
-        run.model,
+        run.layout,
         run.optimizer,
         run.settings.train,
+        ALONE,
         seed=run.settings.run.seed,
         dtype=run.dtype,
         micro_rows=run.settings.parallel.micro_batch_rows,

@@ -12,7 +12,7 @@ import torch
 
 from summerlm.core.errors import SummerError
 from summerlm.core.runtime import InterruptedWaitError, StopRequest
-from summerlm.data.batch import Batch
+from summerlm.data.batch import IGNORE, Batch
 from summerlm.data.loader import Step, Steps
 from summerlm.train.guards import SkipGuard
 from summerlm.train.step import Stepper
@@ -87,7 +87,8 @@ def train(
     while True:
         tokens += batch.targets.numel()
         rate = rate_at(tokens)
-        result = stepper(batch, item.number, rate)
+        count = int((item.batch.targets != IGNORE).sum())
+        result = stepper(batch, item.number, rate, count=count)
         done, waited = item, wait
         error: SummerError | InterruptedWaitError | None = None
         if done.number < last_step:

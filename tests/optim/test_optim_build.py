@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from summerlm.core.parts import Part
+from summerlm.optim import adamw
 from summerlm.optim.build import build_optimizer
 from summerlm.optim.config import OptimConfig
 
@@ -25,18 +27,25 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 
 def make(name, **settings):
     generator = torch.Generator().manual_seed(0)
-    model = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in SHAPES.items()}
-    return model, build_optimizer(model.items(), OptimConfig(name=name, **settings), BLOCKS)
+    model = {n: torch.randn(s, generator=generator) for n, s in SHAPES.items()}
+    return model, build(model, OptimConfig(name=name, **settings))
 
 
-def set_gradients(model, seed):
+def build(model, config):
+    return build_optimizer({n: Part.whole(t) for n, t in model.items()}, config, BLOCKS)
+
+
+def random_gradients(seed):
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.values():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def state(optimizer):
+    return {name: part.tensor for name, part in optimizer.parts().items()}
 
 
 def image(model, optimizer):
-    tensors = {**{n: p.detach() for n, p in model.items()}, **optimizer.tensors()}
+    tensors = {**model, **state(optimizer)}
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
@@ -46,43 +55,38 @@ def image(model, optimizer):
 def test_a_skipped_step_changes_no_bit(name, poison, steps_before):
     model, optimizer = make(name)
     for step in range(steps_before):
-        set_gradients(model, step)
-        optimizer.step(YES)
+        optimizer.step(random_gradients(step), YES)
     before = image(model, optimizer)
-    set_gradients(model, 9)
+    gradients = random_gradients(9)
     if poison is not None:
-        for parameter in model.values():
-            parameter.grad.view(-1)[::3] = poison
-    optimizer.step(NO)
+        for gradient in gradients.values():
+            gradient.view(-1)[::3] = poison
+    assert optimizer.step(gradients, NO) == 0
     assert image(model, optimizer) == before
-    set_gradients(model, 10)
-    optimizer.step(YES)
+    optimizer.step(random_gradients(10), YES)
     after = image(model, optimizer)
     assert all(after[key] != before[key] for key in before)  # and a step changes everything
-    assert all(torch.isfinite(t).all() for t in optimizer.tensors().values())
+    assert all(torch.isfinite(t).all() for t in state(optimizer).values())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_skipped_step_leaves_no_trace_later(name):
     (skipping, a), (plain, b) = make(name), make(name)
     for seed, skip in [(1, False), (2, True), (3, False)]:
-        set_gradients(skipping, seed)
-        a.step(~torch.tensor(skip))
+        a.step(random_gradients(seed), ~torch.tensor(skip))
         if not skip:
-            set_gradients(plain, seed)
-            b.step(YES)
+            b.step(random_gradients(seed), YES)
     assert image(skipping, a) == image(plain, b)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_never_waits_for_the_device(name):
     with FakeTensorMode():  # fake tensors have no values: whoever reads one on the host raises
-        model = {n: nn.Parameter(torch.empty(s)) for n, s in SHAPES.items()}
-        optimizer = build_optimizer(model.items(), OptimConfig(name=name), BLOCKS)
-        for parameter in model.values():
-            parameter.grad = torch.empty_like(parameter)
-        ok = torch.isfinite(model["head.weight"].grad.sum())
-        optimizer.step(ok)
+        model = {n: torch.empty(s) for n, s in SHAPES.items()}
+        optimizer = build(model, OptimConfig(name=name))
+        gradients = {n: torch.empty(s) for n, s in SHAPES.items()}
+        ok = torch.isfinite(gradients["head.weight"].sum())
+        optimizer.step(gradients, ok)
         with pytest.raises(DataDependentOutputException):
             bool(ok)
 
@@ -90,7 +94,7 @@ def test_a_step_never_waits_for_the_device(name):
 def test_adamw_equals_torchs_plain_loop():
     config = {"peak_lr": 0.01, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3}
     model, optimizer = make("adamw", **config)
-    twin, _ = make("adamw")
+    twin = {n: nn.Parameter(p.clone()) for n, p in model.items()}
     decayed = [p for n, p in twin.items() if n in {*BLOCKS, "head.weight"}]
     others = [p for n, p in twin.items() if n not in {*BLOCKS, "head.weight"}]
     reference = torch.optim.AdamW(
@@ -98,18 +102,18 @@ def test_adamw_equals_torchs_plain_loop():
         lr=0.01, betas=(0.8, 0.9), eps=1e-3, foreach=False, fused=False,
     )  # fmt: skip
     for step, factor in enumerate([0.1, 0.5, 1.0, 0.25]):
-        set_gradients(model, step)
-        set_gradients(twin, step)
+        for name, gradient in random_gradients(step).items():
+            twin[name].grad = gradient
         optimizer.set_rate(factor)
         for group in reference.param_groups:
             group["lr"] = 0.01 * factor
-        optimizer.step(YES)
+        optimizer.step(random_gradients(step), YES)
         reference.step()
     for name in model:
-        torch.testing.assert_close(model[name], twin[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(model[name], twin[name].detach(), rtol=1e-6, atol=1e-7)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(
-                optimizer.tensors()[f"{name}/{key}"], reference.state[twin[name]][key],
+                state(optimizer)[f"{name}/{key}"], reference.state[twin[name]][key],
                 rtol=1e-5, atol=1e-7,
             )  # fmt: skip
 
@@ -117,59 +121,52 @@ def test_adamw_equals_torchs_plain_loop():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_rate_and_decay_scale_together(name):
     model, optimizer = make(name, peak_lr=0.1, adam_lr=0.02 if name == "muon" else None)
-    start = {n: p.detach().clone() for n, p in model.items()}
+    start = {n: p.clone() for n, p in model.items()}
     optimizer.set_rate(0.0)
-    set_gradients(model, 0)
-    optimizer.step(YES)
+    assert optimizer.step(random_gradients(0), YES) == 0
     assert all(torch.equal(p, start[n]) for n, p in model.items())
     # with zero gradients and momentum what remains of a step is its decay
     model, optimizer = make(name, peak_lr=0.1, adam_lr=0.02 if name == "muon" else None)
     optimizer.set_rate(0.5)
-    for parameter in model.values():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step(YES)
+    optimizer.step({n: torch.zeros(s) for n, s in SHAPES.items()}, YES)
     head_rate = 0.01 if name == "muon" else 0.05
     shares = dict.fromkeys(BLOCKS, 1 - 0.05 * 0.1) | {"head.weight": 1 - head_rate * 0.1}
     for n, parameter in model.items():
-        torch.testing.assert_close(parameter.detach(), start[n] * shares.get(n, 1.0))
+        torch.testing.assert_close(parameter, start[n] * shares.get(n, 1.0))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_state_is_whole_before_the_first_step_and_resumes_to_the_bit(name):
     model, optimizer = make(name)
-    layout = {k: (t.shape, t.dtype) for k, t in optimizer.tensors().items()}
-    assert {t.count_nonzero().item() for t in optimizer.tensors().values()} == {0}
+    layout = {k: (t.shape, t.dtype) for k, t in state(optimizer).items()}
+    assert {t.count_nonzero().item() for t in state(optimizer).values()} == {0}
     for step in range(3):
-        set_gradients(model, step)
-        optimizer.step(YES)
-    assert {k: (t.shape, t.dtype) for k, t in optimizer.tensors().items()} == layout
+        optimizer.step(random_gradients(step), YES)
+    assert {k: (t.shape, t.dtype) for k, t in state(optimizer).items()} == layout
 
     resumed, other = make(name)
-    with torch.no_grad():  # as a checkpoint does it: the live tensors are filled in place
-        for key, tensor in other.tensors().items():
-            tensor.copy_(optimizer.tensors()[key])
-        for n, parameter in resumed.items():
-            parameter.copy_(model[n])
-    for m, o in ((model, optimizer), (resumed, other)):
-        set_gradients(m, 7)
-        o.step(YES)
+    for key, tensor in state(other).items():  # as a checkpoint does it: filled in place
+        tensor.copy_(state(optimizer)[key])
+    for n, parameter in resumed.items():
+        parameter.copy_(model[n])
+    for o in (optimizer, other):
+        o.step(random_gradients(7), YES)
     assert image(model, optimizer) == image(resumed, other)
 
 
 def test_state_names_follow_the_contract():
     _, optimizer = make("muon")
-    assert set(optimizer.tensors()) == {f"{n}/momentum" for n in BLOCKS} | {
+    assert set(optimizer.parts()) == {f"{n}/momentum" for n in BLOCKS} | {
         f"{n}/{key}" for n in set(SHAPES) - set(BLOCKS) for key in ("step", "exp_avg", "exp_avg_sq")
     }
 
 
-def test_zero_grad_forgets_and_a_missing_gradient_is_a_bug():
-    model, optimizer = make("muon")
-    set_gradients(model, 0)
-    optimizer.zero_grad()
-    assert all(p.grad is None for p in model.values())
-    with pytest.raises(AssertionError, match="has no gradient"):
-        optimizer.step(YES)
+def test_a_gradient_of_another_shape_is_a_bug():
+    _, optimizer = make("muon")
+    gradients = random_gradients(0)
+    gradients["head.weight"] = gradients["head.weight"][:1]  # it would broadcast
+    with pytest.raises(AssertionError, match=r"head\.weight"):
+        optimizer.step(gradients, YES)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -179,9 +176,20 @@ def test_it_learns(name):
     model, optimizer = make(name, peak_lr=0.1, weight_decay=0.0)
     first = sum((p - goal[n]).square().sum() for n, p in model.items()).item()
     for step in range(200):
-        loss = sum((p - goal[n]).square().sum() for n, p in model.items())
-        loss.backward()
         optimizer.set_rate(1 - step / 200)
-        optimizer.step(YES)
-        optimizer.zero_grad()
+        optimizer.step({n: 2 * (p - goal[n]) for n, p in model.items()}, YES)
+    loss = sum((p - goal[n]).square().sum() for n, p in model.items())
     assert loss.item() < first / 50
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("chunk", [7, 2**20])
+def test_update_norm_is_that_of_the_change_of_all_weights(name, chunk, monkeypatch):
+    monkeypatch.setattr(adamw, "CHUNK_ELEMENTS", chunk)
+    model, optimizer = make(name, peak_lr=0.3, weight_decay=0.5, decay_all=True, beta1=0.8, eps=0.1)
+    for step, factor in enumerate([1.0, 0.3, 0.7]):
+        before = {n: p.double() for n, p in model.items()}
+        optimizer.set_rate(factor)
+        norm = optimizer.step(random_gradients(step), YES)
+        changes = [(p - before[n]).square().sum() for n, p in model.items()]
+        assert norm.item() == pytest.approx(torch.stack(changes).sum().sqrt().item(), rel=1e-5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch import nn
 
+from summerlm.core.parts import Part
 from summerlm.optim.config import OptimConfig
 from summerlm.optim.groups import group_table, parameter_groups
 
@@ -28,16 +28,16 @@ BLOCKS = {
     "blocks.0.mlp.gate_up.weight": (20, 20),
     "blocks.0.mlp.down.weight": (8,),
 }
-PARAMETERS = {name: nn.Parameter(torch.zeros(shape)) for name, shape in SHAPES.items()}
+PARTS = {name: Part.whole(torch.zeros(shape)) for name, shape in SHAPES.items()}
 
 
 def treatment(config):
     """{name: (optimizer, rate, decay)}, and a check that every parameter stands there once."""
-    groups = parameter_groups(PARAMETERS.items(), config, BLOCKS)
-    names = [name for group in groups for name in group.parameters]
-    assert sorted(names) == sorted(PARAMETERS)
-    assert all(p is PARAMETERS[name] for g in groups for name, p in g.parameters.items())
-    return {n: (g.optimizer, g.rate, g.decay) for g in groups for n in g.parameters}
+    groups = parameter_groups(PARTS, config, BLOCKS)
+    names = [name for group in groups for name in group.parts]
+    assert sorted(names) == sorted(PARTS)
+    assert all(p is PARTS[name] for g in groups for name, p in g.parts.items())
+    return {n: (g.optimizer, g.rate, g.decay) for g in groups for n in g.parts}
 
 
 def test_muon_takes_exactly_the_hidden_matrices():
@@ -66,25 +66,23 @@ def test_the_faithful_recipe_decays_everything():
 
 def test_a_parameter_without_a_rule_raises():
     with pytest.raises(LookupError, match=r"blocks\.0\.mixer\.weight"):
-        parameter_groups(
-            [("blocks.0.mixer.weight", nn.Parameter(torch.zeros(2)))], OptimConfig(), {}
-        )
+        parameter_groups({"blocks.0.mixer.weight": Part.whole(torch.zeros(2))}, OptimConfig(), {})
 
 
 def test_rules_and_model_must_agree_on_hidden_matrices():
     without = {name: rows for name, rows in BLOCKS.items() if "down" not in name}
     with pytest.raises(LookupError, match=r"mlp\.down\.weight"):
-        parameter_groups(PARAMETERS.items(), OptimConfig(), without)
+        parameter_groups(PARTS, OptimConfig(), without)
     with pytest.raises(LookupError, match=r"head\.weight"):
-        parameter_groups(PARAMETERS.items(), OptimConfig(), {**BLOCKS, "head.weight": (24,)})
+        parameter_groups(PARTS, OptimConfig(), {**BLOCKS, "head.weight": (24,)})
 
 
 def test_the_table_counts_every_parameter():
-    groups = parameter_groups(PARAMETERS.items(), OptimConfig(adam_lr=0.004), BLOCKS)
+    groups = parameter_groups(PARTS, OptimConfig(adam_lr=0.004), BLOCKS)
     rows = [line.split() for line in group_table(groups).splitlines()[1:]]
-    assert sum(int(row[1]) for row in rows) == len(PARAMETERS)
+    assert sum(int(row[1]) for row in rows) == len(PARTS)
     assert sum(int(row[2].replace(",", "")) for row in rows) == sum(
-        p.numel() for p in PARAMETERS.values()
+        p.tensor.numel() for p in PARTS.values()
     )
     assert rows[0] == ["embedding.weight", "1", "192", "adamw", "0.004", "0"]
     assert ["blocks.*.mlp.down.weight", "1", "160", "muon", "0.001", "0.1"] in rows

@@ -146,10 +146,10 @@ def stop_after(monkeypatch, step):
     """Send this process SIGTERM as soon as a step is trained on."""
     former = Stepper.__call__
 
-    def call(self, batch, number, rate):
+    def call(self, batch, number, rate, **kwargs):
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return former(self, batch, number, rate)
+        return former(self, batch, number, rate, **kwargs)
 
     monkeypatch.setattr(Stepper, "__call__", call)
 

@@ -3,11 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from summerlm.core.errors import DivergedError, UsageError
+from summerlm.core.ranks import ALONE
 from summerlm.data.batch import IGNORE, Batch
 from summerlm.model.config import ModelConfig
 from summerlm.model.init import build
 from summerlm.optim.build import build_optimizer
 from summerlm.optim.config import OptimConfig
+from summerlm.parallel.config import ParallelConfig
+from summerlm.parallel.layout import lay_out
 from summerlm.train.config import TrainConfig, compute_dtype
 from summerlm.train.guards import SkipGuard
 from summerlm.train.step import Stepper
@@ -26,13 +29,19 @@ MODEL = ModelConfig(
 
 
 def make(model_changes=None, *, train=None, micro_rows=None, seed=0):
-    model = build(MODEL.model_copy(update=model_changes or {}), seed=1, device="cpu")
+    model_config = MODEL.model_copy(update=model_changes or {})
+    cpu = torch.device("cpu")
+    layout = lay_out(model_config, ParallelConfig(), ALONE, seed=1, device=cpu, dtype=None)
     optim = OptimConfig(name="adamw", peak_lr=0.01, weight_decay=0)
-    optimizer = build_optimizer(model.named_parameters(), optim, model.matrix_blocks())
+    optimizer = build_optimizer(layout.parts, optim, layout.model.matrix_blocks())
     config = train or TrainConfig(clip_norm=None, precision="float32")
     return Stepper(
-        model, optimizer, config, seed=seed, dtype=None, micro_rows=micro_rows, sources=2
+        layout, optimizer, config, ALONE, seed=seed, dtype=None, micro_rows=micro_rows, sources=2
     )
+
+
+def step(stepper, batch, number, rate=1.0, **kwargs):
+    return stepper(batch, number, rate, count=int((batch.targets != IGNORE).sum()), **kwargs)
 
 
 def make_batch(rows=6, seed=0):
@@ -46,7 +55,7 @@ def make_batch(rows=6, seed=0):
 
 
 def gradients(stepper):
-    return {name: p.grad.clone() for name, p in stepper.model.named_parameters()}
+    return {name: p.grad.clone() for name, p in stepper.layout.model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro_rows", [None, 1, 2, 4, 5, 6, 9])
@@ -56,7 +65,7 @@ def test_loss_and_gradient_are_those_of_the_plain_mean(micro_rows):
     logits = reference.logits(reference(batch.tokens, batch.documents))
     mean = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
     mean.backward()
-    result = stepper(batch, 1, rate=1.0)
+    result = step(stepper, batch, 1)
     assert result.ok
     torch.testing.assert_close(result.loss, mean.detach())
     for name, parameter in reference.named_parameters():
@@ -67,17 +76,18 @@ def test_loss_and_gradient_are_those_of_the_plain_mean(micro_rows):
 
 def test_loss_by_source_sums_to_the_loss():
     batch = make_batch()
-    result = make(micro_rows=4)(batch, 1, rate=1.0)
+    result = step(make(micro_rows=4), batch, 1)
     assert result.source_targets.tolist() == [
         int((batch.targets[batch.sources == s] != IGNORE).sum()) for s in (0, 1)
     ]
-    torch.testing.assert_close(result.source_nats.sum() / result.source_targets.sum(), result.loss)
+    mean = result.source_nats.sum() / result.source_targets.sum()
+    torch.testing.assert_close(mean.float(), result.loss)
 
 
 def test_clipping_bounds_the_update_and_reports_the_norm_before():
     free, clipped = make(), make(train=TrainConfig(clip_norm=1e-3, precision="float32"))
     batch = make_batch()
-    first, second = free(batch, 1, 1.0), clipped(batch, 1, 1.0)
+    first, second = step(free, batch, 1), step(clipped, batch, 1)
     torch.testing.assert_close(first.grad_norm, second.grad_norm)
     norm = torch.stack([g.square().sum() for g in gradients(clipped).values()]).sum().sqrt()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
@@ -87,20 +97,21 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before():
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_no_bit(poison, where):
     stepper, batch = make(), make_batch()
-    stepper(batch, 1, 1.0)
-    weight = stepper.model.blocks[0].mlp.down.weight
+    step(stepper, batch, 1)
+    weight = stepper.layout.model.blocks[0].mlp.down.weight
     if where == "gradient":
         handle = weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), poison))
     else:
-        handle = stepper.model.final_norm.register_forward_hook(lambda *a: a[-1] * poison)
-    tensors = {**dict(stepper.model.named_parameters()), **stepper.optimizer.tensors()}
+        handle = stepper.layout.model.final_norm.register_forward_hook(lambda *a: a[-1] * poison)
+    parts = {**stepper.layout.parts, **stepper.optimizer.parts()}
+    tensors = {name: part.tensor for name, part in parts.items()}
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    result = stepper(batch, 2, 1.0)
+    result = step(stepper, batch, 2)
     assert not result.ok
     for name, tensor in tensors.items():
         assert torch.equal(tensor, before[name]), name
     handle.remove()
-    assert stepper(batch, 3, 1.0).ok
+    assert step(stepper, batch, 3).ok
     assert not torch.equal(weight, before["blocks.0.mlp.down.weight"])
 
 
@@ -110,8 +121,8 @@ def test_dropout_depends_on_seed_step_and_nothing_before():
 
     def losses(seed, numbers):
         stepper = make(drop, seed=seed)
-        stepper.model.train()
-        return [stepper(batch, n, rate=0.0).loss.item() for n in numbers]
+        stepper.layout.model.train()
+        return [step(stepper, batch, n, rate=0.0).loss.item() for n in numbers]
 
     one, two = losses(0, [1, 2])
     assert one != two
