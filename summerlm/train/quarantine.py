@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from summerlm.core.errors import DivergedError
+from summerlm.core.errors import DivergedError, UsageError
 from summerlm.core.files import read_json, write_json
 from summerlm.core.ranks import Ranks
 from summerlm.data.batch import IGNORE, Batch
@@ -77,14 +77,24 @@ class Quarantine:
 
     Attributes:
         rollbacks: How often the run went back.
+
+    Raises:
+        UsageError: If the file holds no such table.
     """
 
     def __init__(self, path: Path, ranks: Ranks) -> None:
         self._path, self._ranks = path, ranks
-        table = read_json(path) if path.exists() else None
-        self.rollbacks: int = table["rollbacks"] if table else 0
+        self.rollbacks = 0
         self._rows: defaultdict[int, set[int]] = defaultdict(set)
-        self._take(table["rows"] if table else ())
+        if path.exists():
+            table = read_json(path)
+            try:
+                self.rollbacks = int(table["rollbacks"])
+                self._take((int(step), int(row)) for step, row in table["rows"])
+            except (KeyError, TypeError, ValueError):
+                raise UsageError(
+                    f"{path}: no table of quarantined rows; delete it to train on all rows"
+                ) from None
 
     def add(self, places: Iterable[Place]) -> None:
         """Write down that the run goes back, and which rows it leaves out from now on.
