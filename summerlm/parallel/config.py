@@ -18,3 +18,5 @@ class ParallelConfig(Section):
     """Ranks that share one copy of weights and optimizer; 1 replicates, "all" shards over all."""
     recompute: Literal["selective", "full"] | None = None
     """What the backward pass computes anew to save memory: all but products, or all of a block."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest a rank may stay in one part of a step before the job ends, naming it; seconds."""

@@ -25,6 +25,7 @@ from summerlm.core.config import read_settings
 from summerlm.core.console import facts_table
 from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder, read_json, write_json
+from summerlm.core.ranks import ALONE
 from summerlm.core.record import read_rows
 from summerlm.core.runtime import StopRequest
 from summerlm.data.batch import IGNORE
@@ -147,14 +148,15 @@ def time_steps(settings: Settings) -> tuple[float, float]:
     """
     with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as held:
         start = time.monotonic()
-        run = open_run(settings, held, warn=lambda _: None, stop=StopRequest())
+        run = open_run(settings, held, ALONE, warn=lambda _: None, stop=StopRequest())
         stepper = make_stepper(run)
         loader = open_loader(settings, run.sources, run.tokenizer, None)
         ticks = [time.monotonic()]
         for item, _ in zip(loader, range(TIMED_STEPS), strict=False):
             rate = rate_factor(settings.optim, settings.train.batch_tokens, 10**9)
-            count = int((item.batch.targets != IGNORE).sum())
-            stepper(item.batch.to(run.device), item.number, rate, count=count).loss.item()
+            batch = item.batch.to(run.device)
+            count = int((batch.targets != IGNORE).sum())
+            stepper(batch, item.number, rate, count=count).loss.item()
             ticks.append(time.monotonic())
         loader.close()
     steps = [after - before for before, after in itertools.pairwise(ticks)]

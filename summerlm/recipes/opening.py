@@ -1,34 +1,34 @@
 """From a run folder, new or old, to a run that is ready for its next step.
 
-Flow: `pretrain` asks `is_finished`, takes the folder, and calls `open_run`, which
+Flow: `pretrain` asks `is_finished`, takes the folder, and calls `open_run` on every rank, which
     1. opens tokenizer and sources and holds both against what the run began with;
     2. goes back to the stable phase where the budget has grown;
-    3. builds model and optimizer and fills them from the newest good checkpoint;
+    3. lays out model and optimizer and fills them from the newest good checkpoint;
     4. writes down what the run is made of.
+What changes the folder is done by the leading rank, and what it finds holds for all.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from summerlm.checkpoint.load import check_tokenizer, newest_good
 from summerlm.checkpoint.store import Store
-from summerlm.core.config import dump_toml, read_settings
+from summerlm.core.config import read_settings
 from summerlm.core.errors import NoCheckpointError, UsageError
-from summerlm.core.files import RunFolder, read_json, write_atomically
+from summerlm.core.files import RunFolder, read_json
 from summerlm.core.hardware import pick_device
 from summerlm.core.parts import Part
-from summerlm.core.ranks import ALONE
+from summerlm.core.ranks import Ranks
 from summerlm.core.runtime import StopRequest
 from summerlm.data.tokens.reading import Tokens
-from summerlm.model.transformer import Transformer
 from summerlm.optim.build import OptimizerSet, build_optimizer
 from summerlm.parallel.layout import Layout, lay_out
 from summerlm.recipes.data.forecast import check_epochs
 from summerlm.recipes.data.locking import Sources, open_run_data
-from summerlm.recipes.recording import environment
+from summerlm.recipes.identity import write_identity
 from summerlm.recipes.settings import Settings, check_changes, derive
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -43,12 +43,12 @@ class Run:
     Attributes:
         settings: Its settings.
         folder: Its folder, held.
-        device: Where it trains.
+        ranks: This process among those that train it.
+        device: Where this rank trains.
         dtype: Autocast's dtype, or None for float32.
         tokenizer: Its tokenizer.
         sources: Its data.
-        layout: Its model over the ranks, filled.
-        model: The model in it.
+        layout: Its model as it lies over the ranks, filled.
         optimizer: Its optimizer, filled.
         store: Its checkpoints.
         state: The state it goes on from, or None where it begins.
@@ -57,16 +57,40 @@ class Run:
 
     settings: Settings
     folder: RunFolder
+    ranks: Ranks
     device: torch.device
     dtype: torch.dtype | None
     tokenizer: Tokenizer
     sources: Sources
     layout: Layout
-    model: Transformer
     optimizer: OptimizerSet
     store: Store
     state: dict[str, Any] | None
     resumed: bool
+
+    @property
+    def tables(self) -> dict[str, dict[str, Part]]:
+        """The tensors that a checkpoint holds, as this rank holds them."""
+        return {"model": self.layout.parts, "optimizer": self.optimizer.parts()}
+
+    @property
+    def state_of_data(self) -> dict[str, Any] | None:
+        """Where the data stand at the run's next step, of all ranks; None at the beginning."""
+        return self.state["data"] if self.state else None
+
+    def go_back(self) -> "Run":
+        """Fill model and optimizer from the newest good checkpoint, on every rank.
+
+        Returns:
+            The run as it was then.
+
+        Raises:
+            NoCheckpointError: If none is good.
+        """
+        found = resume(self.store, self.tables, self.ranks)
+        if found is None:
+            raise NoCheckpointError(f"{self.store.folder}: there is no checkpoint to go back to")
+        return replace(self, state=found[1], resumed=True)
 
 
 def is_finished(settings: Settings) -> bool:
@@ -96,14 +120,19 @@ def is_finished(settings: Settings) -> bool:
 
 
 def open_run(
-    settings: Settings, folder: RunFolder, warn: Callable[[str], None], stop: StopRequest
+    settings: Settings,
+    folder: RunFolder,
+    ranks: Ranks,
+    warn: Callable[[str], None],
+    stop: StopRequest,
 ) -> Run:
-    """Bring a run to where its next step can be made.
+    """Bring a run to where its next step can be made; every rank calls this.
 
     Args:
         settings: The run's settings.
-        folder: Its folder, held.
-        warn: Called with one line for each thing a person should know.
+        folder: Its folder, held by the leading rank.
+        ranks: This process among those that train the run.
+        warn: Called on the leading rank with one line for each thing a person should know.
         stop: Ends a wait for data, however long it would be.
 
     Returns:
@@ -116,61 +145,95 @@ def open_run(
     """
     device = pick_device(settings.run.device)
     dtype = compute_dtype(settings.train, device)
+    tokenizer = ranks.agree(lambda: open_tokenizer(settings))
+
+    def open_sources() -> Sources:
+        with stop.interrupting():
+            sources = open_run_data(settings)
+            if ranks.leads and not isinstance(sources, Tokens):
+                for line in check_epochs(settings, sources, tokenizer):
+                    warn(line)
+        return sources
+
+    sources = ranks.lead_first(open_sources)
+    store = Store(folder.checkpoints, warn)
+    resumed = ranks.lead(lambda: prepare_store(settings, folder, store, tokenizer))
+
+    layout = lay_out(
+        settings.model,
+        settings.parallel,
+        ranks,
+        seed=settings.run.seed,
+        device=device,
+        dtype=dtype,
+    )
+    optimizer = build_optimizer(
+        layout.parts, settings.optim, layout.model.matrix_blocks(), layout.shard_group
+    )
+    run = Run(
+        settings=settings,
+        folder=folder,
+        ranks=ranks,
+        device=device,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        sources=sources,
+        layout=layout,
+        optimizer=optimizer,
+        store=store,
+        state=None,
+        resumed=resumed,
+    )
+    found = resume(store, run.tables, ranks)
+    ranks.lead(lambda: write_identity(settings, folder, tokenizer, sources, device))
+    return run if found is None else replace(run, state=found[1])
+
+
+def open_tokenizer(settings: Settings) -> Tokenizer:
+    """Open a run's tokenizer.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UsageError: If the model's vocabulary is not its size.
+    """
     tokenizer = load_tokenizer(settings.tokenizer.name)
     if tokenizer.vocabulary != settings.model.vocabulary:
         raise UsageError(
             f"model.vocabulary ({settings.model.vocabulary}) must be {tokenizer.vocabulary}, "
             f"the size of tokenizer.name = {settings.tokenizer.name!r}"
         )
-    with stop.interrupting():
-        sources = open_run_data(settings)
-        if not isinstance(sources, Tokens):
-            for line in check_epochs(settings, sources, tokenizer):
-                warn(line)
-    resumed = folder.settings.exists()
-    store = Store(folder.checkpoints, warn)
+    return tokenizer
+
+
+def prepare_store(
+    settings: Settings, folder: RunFolder, store: Store, tokenizer: Tokenizer
+) -> bool:
+    """Bring a run's checkpoints to where it can go on from the newest good one.
+
+    Args:
+        settings: The run's settings.
+        folder: Its folder, held.
+        store: Its checkpoints.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Whether the folder held a run before.
+
+    Raises:
+        UsageError: If the checkpoints were made with another tokenizer; nothing is moved then.
+    """
     store.clear_drafts()
     if (newest := store.newest_state()) is not None:
         check_tokenizer(tokenizer, newest[1], newest[0])
-    if resumed:
-        extend(store, read_settings(Settings, folder.settings), settings)
-
-    layout = lay_out(
-        settings.model,
-        settings.parallel,
-        ALONE,
-        seed=settings.run.seed,
-        device=device,
-        dtype=dtype,
-    )
-    model = layout.model
-    optimizer = build_optimizer(
-        layout.parts, settings.optim, model.matrix_blocks(), layout.shard_group
-    )
-    found = resume(store, tables(model, optimizer))
-    state = None if found is None else found[1]
-    write_identity(settings, folder, tokenizer, sources, device)
-    return Run(
-        settings=settings,
-        folder=folder,
-        device=device,
-        dtype=dtype,
-        tokenizer=tokenizer,
-        sources=sources,
-        layout=layout,
-        model=model.train(),
-        optimizer=optimizer,
-        store=store,
-        state=state,
-        resumed=resumed,
-    )
-
-
-def tables(model: Transformer, optimizer: OptimizerSet) -> dict[str, dict[str, Part]]:
-    """Give the tensors that a checkpoint holds, as a rank alone holds them."""
-    weights = {name: Part.whole(weight.data) for name, weight in model.named_parameters()}
-    moments = {name: Part.whole(tensor) for name, tensor in optimizer.tensors().items()}
-    return {"model": weights, "optimizer": moments}
+    if not folder.settings.exists():
+        return False
+    extend(store, read_settings(Settings, folder.settings), settings)
+    return True
 
 
 def extend(store: Store, old: Settings, new: Settings) -> None:
@@ -195,37 +258,3 @@ def extend(store: Store, old: Settings, new: Settings) -> None:
             f"{before.stable_steps}, but the first checkpoint kept is of step {steps[0]}"
         )
     store.branch_off(before.stable_steps)
-
-
-def write_identity(
-    settings: Settings,
-    folder: RunFolder,
-    tokenizer: Tokenizer,
-    sources: Sources,
-    device: torch.device,
-) -> None:
-    """Write down what the run is made of; the settings last, for they mark a run as begun.
-
-    Args:
-        settings: The run's settings.
-        folder: Its folder, held.
-        tokenizer: Its tokenizer.
-        sources: Its data.
-        device: Where it trains.
-    """
-    if not folder.settings.exists():
-        lock = [source.lock() for source in sources]
-        tokenizer.save(folder.path)
-        facts = {
-            **environment(device),
-            "tokenizer": tokenizer.fingerprint,
-            "data": {
-                entry["name"]: {
-                    "revision": entry["revision"],
-                    "files": [file["name"] for file in entry["files"]],
-                }
-                for entry in lock
-            },
-        }
-        folder.write_json("manifest.json", facts)
-    write_atomically(folder.settings, dump_toml(settings).encode())

@@ -1,33 +1,41 @@
-"""Pretraining: from settings to a finished run folder.
+"""Pretraining: from settings to a finished run folder, on one device or many.
 
 Flow:
-    1. `pretrain` takes the run folder; a finished run is left as it is;
+    1. `pretrain` joins its job and takes the run folder; a finished run is left as it is;
     2. `open_run` brings the run to where its next step can be made;
     3. `run_steps` iterates over the loop with its hooks: count, record, validate, sample, save;
-    4. a signal saves and leaves; at the end the run is saved and its ledger written.
+    4. a signal to any rank saves and leaves; a spike may go back to a checkpoint and on from there;
+    5. at the end the run is saved and its ledger written.
+Every rank does all of this; the leading one holds the folder, records and speaks.
 """
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from rich.console import Console
 
-from summerlm.checkpoint.store import Retention
-from summerlm.core.config import dump_toml
 from summerlm.core.errors import DataChangedError, SourceDownError, UsageError, WorkerDiedError
-from summerlm.core.files import RunFolder, sha256_file
-from summerlm.core.ranks import ALONE
+from summerlm.core.files import RunFolder
+from summerlm.core.hardware import device_type
+from summerlm.core.ranks import Ranks, join
 from summerlm.core.record import Recorder
-from summerlm.core.runtime import InterruptedWaitError, StopRequest, require_single_process
+from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.data.ledger import Ledger
+from summerlm.data.loader import Steps, refuse_world
 from summerlm.optim.schedule import rate_factor
 from summerlm.recipes.data.batches import open_loader
-from summerlm.recipes.opening import Run, is_finished, open_run, tables
+from summerlm.recipes.opening import Run, is_finished, open_run
 from summerlm.recipes.recording import Record, describe_run, open_recorder, seconds_spent
 from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.spikes import Spikes
+from summerlm.recipes.storing import make_saver
 from summerlm.recipes.watching import Watch
-from summerlm.train.guards import SkipGuard
+from summerlm.train.feed import Feed
+from summerlm.train.guards import Guard
 from summerlm.train.hooks import Hook, every
-from summerlm.train.loop import Event, train
+from summerlm.train.loop import Event, Stretch, train
+from summerlm.train.quarantine import Rollback
 from summerlm.train.saving import Saver
 from summerlm.train.step import Stepper
 
@@ -45,29 +53,70 @@ def pretrain(settings: Settings, console: Console) -> int:
     Returns:
         The exit code: 0 when finished or stopped and saved, 75 after SIGUSR1.
     """
-    require_single_process()
-    if is_finished(settings):
-        console.print(f"{settings.run.folder}: finished already; nothing to do", soft_wrap=True)
-        return 0
-    with RunFolder(settings.run.folder) as folder, StopRequest() as stop:
-        notes: list[str] = []
-        try:
-            run = open_run(settings, folder, notes.append, stop)
-        except InterruptedWaitError:
-            console.print("stopped while the data were opened", soft_wrap=True)
-            return stop.exit_code
-        describe_run(console, settings, run.model, run.optimizer, run.device, run.dtype)
-        recorder = open_recorder(settings, folder, console, run.state, run.resumed)
+    device, limit = device_type(settings.run.device), settings.parallel.timeout_s
+    with StopRequest() as stop, join(device, limit, settings.data.deadline_s) as ranks:
+        if settings.data.lanes % ranks.world:
+            raise refuse_world(ranks.world, settings.data.lanes)
+        voice = console if ranks.leads else Console(quiet=True)
+        if ranks.lead(lambda: is_finished(settings)):
+            voice.print(f"{settings.run.folder}: finished already; nothing to do", soft_wrap=True)
+            return 0
+        with ExitStack() as held:
+            folder = RunFolder(settings.run.folder)
+            ranks.agree(lambda: held.enter_context(folder) if ranks.leads else folder)
+            finished = train_run(settings, folder, ranks, voice, stop)
+    return 0 if finished else stop.exit_code
+
+
+def train_run(
+    settings: Settings, folder: RunFolder, ranks: Ranks, console: Console, stop: StopRequest
+) -> bool:
+    """Open a run and make its remaining steps, going back where a spike asks for it.
+
+    Args:
+        settings: The run's settings.
+        folder: Its folder, held by the leading rank.
+        ranks: This process among those that train it.
+        console: Where a person reads along.
+        stop: A request to stop.
+
+    Returns:
+        Whether the last step is made, not only saved on request.
+    """
+    notes: list[str] = []
+    try:
+        run = open_run(settings, folder, ranks, notes.append, stop)
+    except InterruptedWaitError:
+        console.print("stopped while the data were opened", soft_wrap=True)
+        return False
+    if ranks.leads:
+        describe_run(console, settings, run)
+    while True:
+        recorder = open_recorder(run, console)
         for note in notes:
             recorder.write("incident", line=f"warning: {note}", reason=note)
         try:
-            finished = run_steps(run, recorder, stop)
+            return run_steps(run, recorder, stop)
         except InterruptedWaitError:
             recorder.write("stop", line="stopped before a step was made")
-            finished = False
+            return False
+        except Rollback as spike:
+            notes = [str(spike)]
         finally:
             recorder.close()
-    return 0 if finished else stop.exit_code
+        run = run.go_back()
+
+
+@dataclass(frozen=True)
+class Station:
+    """What one start of a run has beside the run itself."""
+
+    guard: Guard
+    ledger: Ledger
+    saver: Saver
+    spikes: Spikes
+    watch: Watch
+    loader: Steps
 
 
 def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
@@ -76,7 +125,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     Args:
         run: The run.
         recorder: Where its events go.
-        stop: Asked after each step whether to save and leave.
+        stop: A request to stop after a step.
 
     Returns:
         Whether the last step is made, not only saved on request.
@@ -85,48 +134,22 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         SaveError: If the last state can't be saved.
         SourceDownError: If a source fails for good; the last step is saved before.
         WorkerDiedError: If a data worker was killed; the last step is saved before.
+        Rollback: If a spike asks to go on from the checkpoint before it.
     """
-    settings, derived, state = run.settings, derive(run.settings), run.state or {}
-    guard = SkipGuard(settings.train.max_skipped_steps, state.get("guard"))
-    ledger = Ledger([source.name for source in run.sources], state.get("ledger"))
-    saver = make_saver(run, recorder, guard, ledger)
-    with stop.interrupting():  # held-out texts are read, and a state of tokens is dealt again
-        watch = Watch(
-            run.model, run.tokenizer, settings, run.sources, dtype=run.dtype, recorder=recorder
-        )
-        loader = open_loader(settings, run.sources, run.tokenizer, state.get("data"))
-    last = derived.steps
-    hooks: list[Hook] = [
-        lambda event: ledger.add(event.data.source_counts),
-        lambda event: record_incidents(recorder, event),
-        lambda event: saver.poll([saver.report()]),
-        Record(recorder, settings, run.device, seconds_spent(run.folder)),
-        every(settings.validation.every_steps, watch.validate, last_step=last),
-        every(settings.samples.every_steps, watch.sample, last_step=last),
-        every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),
-    ]
+    station = equip(run, recorder, stop)
+    saver, last = station.saver, derive(run.settings).steps
+    hooks = make_hooks(run, recorder, station)
     event = None
     try:
-        for event in train(
-            make_stepper(run),
-            loader,
-            lambda tokens: rate_factor(settings.optim, tokens, derived.tokens),
-            guard,
-            start_tokens=state.get("tokens", 0),
-            last_step=last,
-            sources=[source.name for source in run.sources],
-            device=run.device,
-            stop=stop,
-        ):
+        for event in make_steps(run, station, stop):
             for hook in hooks:
                 hook(event)
-            if event.step == last:
+            asked = stop.received if run.ranks.world == 1 else event.stop
+            if event.step == last or asked is not None:
                 saver.save(event)
                 saver.finish()
-            if stop.received is not None and event.step < last:
-                saver.save(event)
-                saver.finish()
-                line = f"{stop.received.name}: saved after step {event.step}, leaving"
+            if asked is not None and event.step < last:
+                line = f"{asked.name}: saved after step {event.step}, leaving"
                 recorder.write("stop", line=line, step=event.step)
                 break
     except OF_THE_DATA as error:
@@ -134,53 +157,109 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         if event is not None:
             saver.save(event)
             saver.finish()
-            run.folder.write_json("ledger.json", ledger.report())
+            write_ledger(run, station.ledger)
         raise
     finally:
-        loader.close()
+        station.loader.close()
         saver.close()
-    run.folder.write_json("ledger.json", ledger.report())
+    write_ledger(run, station.ledger)
     return event is not None and event.step == last
 
 
-def make_saver(run: Run, recorder: Recorder, guard: SkipGuard, ledger: Ledger) -> Saver:
-    """Make what saves a run.
+def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Station:
+    """Make what one start of a run needs beside the run itself; every rank calls this.
 
     Args:
         run: The run.
-        recorder: Told of saves that fail.
-        guard: Saved with the run.
-        ledger: Saved with the run.
+        recorder: Told of saves that fail, and of spikes.
+        stop: Ends a wait for data.
 
     Returns:
-        The saver.
+        It, with the data open at the run's next step.
     """
-    settings = run.settings
-    config = dump_toml(settings).encode()
-    stable = derive(settings).stable_steps
-    lock = run.folder.path / "data.lock.json"
-    return Saver(
-        run.store,
-        ALONE,
-        tables(run.model, run.optimizer),
-        states={"guard": guard.state, "ledger": ledger.state},
-        files={
-            "config.toml": config,
-            "model.json": settings.model.model_dump_json().encode(),
-            "tokenizer.json": (run.folder.path / "tokenizer.json").read_bytes(),
-        },
-        identity={
-            "tokenizer": run.tokenizer.fingerprint,
-            "settings": hashlib.sha256(config).hexdigest(),
-            **({"data": sha256_file(lock)} if lock.exists() else {}),
-        },
-        retention=Retention(
-            settings.checkpoint.keep_last,
-            settings.checkpoint.keep_every_steps,
-            frozenset(() if stable is None else (stable,)),
-        ),
-        warn=lambda line: recorder.write("incident", line=f"warning: {line}", reason=line),
-        saved=lambda outcome: None,
+    settings, state, ranks = run.settings, run.state or {}, run.ranks
+    guard = Guard(settings.train, state.get("guard"))
+    ledger = Ledger([source.name for source in run.sources], state.get("ledger"))
+
+    def open_data() -> tuple[Watch, Steps]:
+        with stop.interrupting():  # held-out texts are read, and a state of tokens is dealt again
+            watch = Watch(run, recorder)
+            return watch, open_loader(
+                settings,
+                run.sources,
+                run.tokenizer,
+                run.state_of_data,
+                rank=ranks.rank,
+                world=ranks.world,
+            )
+
+    watch, loader = ranks.agree(open_data)
+    saver = make_saver(run, recorder, guard, ledger)
+    spikes = Spikes(run, loader, saver, recorder)
+    return Station(guard, ledger, saver, spikes, watch, loader)
+
+
+def make_hooks(run: Run, recorder: Recorder, station: Station) -> list[Hook]:
+    """List what happens after each step, in order.
+
+    Args:
+        run: The run.
+        recorder: Where its events go.
+        station: What hangs on it.
+
+    Returns:
+        The hooks.
+    """
+    settings, derived, watch = run.settings, derive(run.settings), station.watch
+    last, saver = derived.steps, station.saver
+    return [
+        lambda event: station.ledger.add(event.data.source_counts),
+        lambda event: record_incidents(recorder, event),
+        lambda event: saver.poll(event.data.reports),
+        Record(recorder, run, seconds_spent(run.folder)),
+        station.spikes,
+        every(settings.validation.every_steps, watch.validate, last_step=last),
+        every(settings.samples.every_steps, watch.sample, last_step=last),
+        every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),
+    ]
+
+
+def make_steps(run: Run, station: Station, stop: StopRequest) -> Iterator[Event]:
+    """Begin the loop of a run.
+
+    Args:
+        run: The run.
+        station: What hangs on it.
+        stop: A request to stop.
+
+    Returns:
+        The steps, as they are completed.
+    """
+    settings, derived, state = run.settings, derive(run.settings), run.state or {}
+    mask, report = station.spikes.quarantine.mask, station.saver.report
+    return train(
+        make_stepper(run),
+        Feed(station.loader, run.ranks, run.device, stop, mask, report),
+        lambda tokens: rate_factor(settings.optim, tokens, derived.tokens),
+        station.guard,
+        stretch=Stretch(state.get("step", 0), state.get("tokens", 0), derived.steps),
+        sources=[source.name for source in run.sources],
+        ranks=run.ranks,
+        stop=stop,
+    )
+
+
+def make_stepper(run: Run) -> Stepper:
+    """Make the function of one step of a run."""
+    return Stepper(
+        run.layout,
+        run.optimizer,
+        run.settings.train,
+        run.ranks,
+        seed=run.settings.run.seed,
+        dtype=run.dtype,
+        micro_rows=run.settings.parallel.micro_batch_rows,
+        sources=len(run.sources),
     )
 
 
@@ -196,15 +275,7 @@ def record_incidents(recorder: Recorder, event: Event) -> None:
         recorder.write("incident", line=f"warning: {reason}", step=event.step, reason=reason)
 
 
-def make_stepper(run: Run) -> Stepper:
-    """Make the function of one step of a run."""
-    return Stepper(
-        run.layout,
-        run.optimizer,
-        run.settings.train,
-        ALONE,
-        seed=run.settings.run.seed,
-        dtype=run.dtype,
-        micro_rows=run.settings.parallel.micro_batch_rows,
-        sources=len(run.sources),
-    )
+def write_ledger(run: Run, ledger: Ledger) -> None:
+    """Write a run's account of its data, on the leading rank."""
+    if run.ranks.leads:
+        run.folder.write_json("ledger.json", ledger.report())

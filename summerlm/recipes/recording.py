@@ -5,20 +5,16 @@ Flow: `pretrain` prints `describe_run`, opens the recorder with `open_recorder`,
 """
 
 import resource
-import subprocess
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-import summerlm
 from summerlm.core.console import ConsoleSink, Stopwatch
 from summerlm.core.files import RunFolder
-from summerlm.core.hardware import describe, peak_flops
+from summerlm.core.hardware import peak_flops
 from summerlm.core.record import (
     JsonLines,
     Recorder,
@@ -27,34 +23,31 @@ from summerlm.core.record import (
     cut_rows,
     read_rows,
 )
-from summerlm.model.transformer import Transformer
-from summerlm.optim.build import OptimizerSet
 from summerlm.optim.groups import group_table
+from summerlm.parallel.layout import Layout
 from summerlm.plan.count import flops_per_token, parameters
+from summerlm.recipes.opening import Run
 from summerlm.recipes.settings import Settings, derive
+from summerlm.train.guards import Verdict
 from summerlm.train.loop import Event
+from summerlm.train.probe import attention_logit_max
 
 
-def open_recorder(
-    settings: Settings,
-    folder: RunFolder,
-    console: Console,
-    state: Mapping[str, Any] | None,
-    resumed: bool,
-) -> Recorder:
+def open_recorder(run: Run, console: Console) -> Recorder:
     """Open a run's records where its next step will write.
 
     Args:
-        settings: The run's settings.
-        folder: Its folder, held.
+        run: The run.
         console: Where a person reads along.
-        state: The state the run goes on from, or None at its beginning.
-        resumed: Whether the folder held a run before.
 
     Returns:
-        The recorder; rows past the state's step are gone, but for incidents, which stay history.
+        The recorder; rows past the run's step are gone, but for incidents, which stay history. On
+        ranks that don't lead it writes nowhere.
     """
-    done = state["step"] if state else 0
+    if not run.ranks.leads:
+        return Recorder([])
+    settings, folder = run.settings, run.folder
+    done = run.state["step"] if run.state else 0
     for path in (folder.metrics, folder.samples):
         cut_rows(path, done)
     derived = derive(settings)
@@ -67,7 +60,7 @@ def open_recorder(
     if settings.run.tensorboard:
         sinks.append(TensorBoardSink(folder.path / "tensorboard"))
     recorder = Recorder(sinks)
-    if resumed:
+    if run.resumed:
         line = f"resuming after step {done} of {derived.steps}"
         recorder.write("resume", line=line, step=done, resumed_from=done)
     return recorder
@@ -76,22 +69,22 @@ def open_recorder(
 class Record:
     """Writes one row for each step, and an incident for each step that was skipped.
 
+    Every rank has one, for all look at the attention's scores together.
+
     Args:
         recorder: Where the rows go.
-        settings: The run's settings.
-        device: Where it trains.
+        run: The run.
         elapsed_s: Seconds that earlier starts of the run spent on the steps before.
     """
 
-    def __init__(
-        self, recorder: Recorder, settings: Settings, device: torch.device, elapsed_s: float
-    ) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, run: Run, elapsed_s: float) -> None:
+        settings = run.settings
+        self._recorder, self._run = recorder, run
         self._peak_lr = settings.optim.peak_lr
         self._batch = settings.train.batch_tokens
         self._flops = flops_per_token(settings.model)
-        self._peak_flops = peak_flops(device)
-        self._device = device
+        peak = peak_flops(run.device)
+        self._peak_flops = peak * run.ranks.world if peak else None
         self._watch = Stopwatch()
         self._start = time.monotonic()
         self._elapsed = elapsed_s
@@ -103,28 +96,49 @@ class Record:
             event: The step.
         """
         speed = self._watch.tick(self._batch)
-        self._recorder.write(
-            "train",
-            step=event.step,
-            loss=event.loss,
-            tokens=event.tokens,
-            lr=event.rate * self._peak_lr,
-            grad_norm=event.grad_norm,
-            updated=event.ok,
-            batch_sha=event.data.sha,
-            loss_by_source=dict(event.source_loss),
-            tokens_per_second=speed,
-            data_wait_s=event.data_wait_s,
-            memory_bytes=peak_memory(self._device),
-            elapsed_s=self._elapsed + time.monotonic() - self._start,
-            mfu=speed * self._flops / self._peak_flops if self._peak_flops else None,
-        )
-        if not event.ok:
-            reason = "loss or gradient not finite; the step changed nothing"
-            line = f"warning: step {event.step}: {reason}"
-            self._recorder.write(
-                "incident", line=line, step=event.step, reason=reason, batch_sha=event.data.sha
+        fed = event.data
+        row: dict[str, Any] = {
+            "step": event.step,
+            "loss": event.loss,
+            "tokens": event.tokens,
+            "lr": event.rate * self._peak_lr,
+            "grad_norm": event.grad_norm,
+            "update_norm": event.update_norm,
+            "updated": event.verdict is Verdict.FINE,
+            "batch_sha": fed.sha,
+            "loss_by_source": dict(event.source_loss),
+            "attention_logit_max": self._attention_logit_max(event),
+            "tokens_per_second": speed,
+            "data_wait_s": fed.wait_s,
+            "memory_bytes": peak_memory(self._run.device),
+            "elapsed_s": self._elapsed + time.monotonic() - self._start,
+            "mfu": speed * self._flops / self._peak_flops if self._peak_flops else None,
+        }
+        if fed.slowest_rank is not None:
+            row |= {"slowest_rank": fed.slowest_rank, "slowest_excess_s": fed.slowest_excess_s}
+        self._recorder.write("train", **row)
+        if event.verdict is not Verdict.FINE:
+            self._record_skip(event)
+
+    def _record_skip(self, event: Event) -> None:
+        reason = "loss or gradient not finite; the step changed nothing"
+        if event.verdict is Verdict.SPIKE:
+            reason = (
+                f"a spike: loss {event.loss:.4g} (limit {event.limits.loss:.4g}), gradient norm "
+                f"{event.grad_norm:.4g} (limit {event.limits.norm:.4g}); the step changed nothing"
             )
+        line = f"warning: step {event.step}: {reason}"
+        sha = event.data.sha
+        self._recorder.write("incident", line=line, step=event.step, reason=reason, batch_sha=sha)
+
+    def _attention_logit_max(self, event: Event) -> float | None:
+        """Look at one row of each rank, every so many steps; None at the others."""
+        run, batch = self._run, event.data.batch
+        if event.step != 1 and event.step % run.settings.run.log_every_steps:
+            return None
+        found = attention_logit_max(run.layout.model, batch.tokens[:1], batch.documents[:1])
+        run.layout.rest()
+        return max(run.ranks.exchange(found.item()))
 
 
 def seconds_spent(folder: RunFolder) -> float:
@@ -154,28 +168,19 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def describe_run(
-    console: Console,
-    settings: Settings,
-    model: Transformer,
-    optimizer: OptimizerSet,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> None:
+def describe_run(console: Console, settings: Settings, run: Run) -> None:
     """Print what follows from the settings, before the first step.
 
     Args:
         console: Where to print.
         settings: The run's settings.
-        model: The model.
-        optimizer: Its optimizer.
-        device: Where it trains.
-        dtype: Autocast's dtype, or None for float32.
+        run: The run.
     """
     derived = derive(settings)
-    micro = settings.parallel.micro_batch_rows or derived.rows
+    own = derived.rows // run.ranks.world
+    micro = min(settings.parallel.micro_batch_rows or own, own)
     tokens = settings.data.tokens
-    hands = f"{settings.data.workers} workers" if tokens is None else f"read from {tokens}"
+    hands = f"{settings.data.workers} workers a rank" if tokens is None else f"read from {tokens}"
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
         "parameters": f"{parameters(settings.model):,}",
@@ -184,14 +189,17 @@ def describe_run(
         "tokens": f"{derived.tokens:,}",
         "a step": f"{derived.rows} rows of {settings.model.context}, {micro} at once",
         "data": f"{settings.data.lanes} lanes, {hands}",
-        "device": f"{device}, matrix products in {dtype or torch.float32}",
+        "device": f"{run.device}, matrix products in {run.dtype or torch.float32}",
+        "ranks": describe_layout(run.layout),
         "attention": "causal scaled_dot_product_attention, biases as channels",
         "blocks": "compiled one by one" if settings.parallel.compile else "not compiled",
+        "recomputation": settings.parallel.recompute or "none",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
-    console.print(group_table(optimizer.groups), markup=False, highlight=False, soft_wrap=True)
+    groups = group_table(run.optimizer.groups)
+    console.print(groups, markup=False, highlight=False, soft_wrap=True)
     if settings.optim.warmup_tokens > derived.tokens:
         console.print(
             f"note: the warm-up ({settings.optim.warmup_tokens:,} tokens) is longer than the run; "
@@ -200,29 +208,13 @@ def describe_run(
         )
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Collect what a reader of a run must know of where it was made.
-
-    Args:
-        device: Where it trains.
-
-    Returns:
-        Package version and commit, machine and versions.
-    """
-    return {
-        "summerlm": summerlm.__version__,
-        "commit": _commit(),
-        "hardware": describe(device),
-    }
-
-
-def _commit() -> str | None:
-    """Give the commit of the package's checkout, or None for an installed package."""
-    root = Path(summerlm.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def describe_layout(layout: Layout) -> str:
+    """Say how a model lies over its ranks."""
+    world = layout.ranks.world
+    if world == 1:
+        return "1"
+    if layout.shards == 1:
+        return f"{world}, each with a whole copy"
+    if layout.replicas == 1:
+        return f"{world}, which share one copy"
+    return f"{world}: {layout.replicas} copies, each shared by {layout.shards}"

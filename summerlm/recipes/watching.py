@@ -14,10 +14,9 @@ from summerlm.data.sources import Source
 from summerlm.data.tokens.reading import TokenSource
 from summerlm.eval.text import TextScore, measure
 from summerlm.generate.engine import LanguageModel
-from summerlm.model.transformer import Transformer
-from summerlm.recipes.data.locking import Sources
-from summerlm.recipes.settings import SamplesConfig, Settings
-from summerlm.tokenizer.tokenizer import Tokenizer
+from summerlm.parallel.layout import Layout
+from summerlm.recipes.opening import Run
+from summerlm.recipes.settings import SamplesConfig
 from summerlm.train.loop import Event
 
 EVAL_ROWS = 8  # windows measured at once
@@ -27,42 +26,28 @@ class Watch:
     """Measures and samples one model while it trains.
 
     Args:
-        model: The model that trains.
-        tokenizer: Its tokenizer.
-        settings: The run's settings.
-        sources: The run's sources.
-        dtype: Autocast's dtype, or None for float32.
+        run: The run; every rank watches it, in step with the others.
         recorder: Takes the results.
 
     Raises:
         UsageError: If a prompt is longer than the context.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        settings: Settings,
-        sources: Sources,
-        *,
-        dtype: torch.dtype | None,
-        recorder: Recorder,
-    ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
+    def __init__(self, run: Run, recorder: Recorder) -> None:
+        settings = run.settings
+        self._run = run
         self._weights = {name: s.weight for name, s in settings.data.sources.items()}
         self._context = settings.model.context
         self._config: SamplesConfig = settings.samples
-        self._dtype = dtype
         self._recorder = recorder
         for prompt in settings.samples.prompts:
-            if (length := 1 + len(tokenizer.encode(prompt))) > self._context:
+            if (length := 1 + len(run.tokenizer.encode(prompt))) > self._context:
                 raise UsageError(
                     f"samples.prompts: {prompt[:40]!r} has {length} tokens with BOS, "
                     f"model.context is {self._context}"
                 )
         limit = settings.validation.characters_per_source
-        self._held_out = {source.name: list(take_text(source, limit)) for source in sources}
+        self._held_out = {source.name: list(take_text(source, limit)) for source in run.sources}
 
     def validate(self, event: Event) -> None:
         """Measure every source's held-out text and the mean by the sources' weights.
@@ -70,7 +55,7 @@ class Watch:
         Args:
             event: The step after which it is measured.
         """
-        with evaluating(self._model):
+        with evaluating(self._run.layout):
             scores = {name: self._measure(texts) for name, texts in self._held_out.items() if texts}
         if not scores:
             return
@@ -93,8 +78,8 @@ class Watch:
         Args:
             event: The step after which it is done.
         """
-        with evaluating(self._model):
-            lm = LanguageModel(self._model, self._tokenizer)
+        with evaluating(self._run.layout):
+            lm = LanguageModel(self._run.layout.model, self._run.tokenizer)
             for prompt in self._config.prompts:
                 text = lm.generate(prompt, max_tokens=self._config.tokens)
                 line = f"step {event.step}: {' '.join((prompt + text).split())}"
@@ -102,13 +87,14 @@ class Watch:
 
     def _measure(self, texts: list[str]) -> TextScore:
         return measure(
-            self._model,
-            self._tokenizer,
+            self._run.layout.model,
+            self._run.tokenizer,
             texts,
             context=self._context,
             stride=self._context,
             batch_rows=EVAL_ROWS,
-            precision=self._dtype,
+            precision=self._run.dtype,
+            ranks=self._run.ranks,
         )
 
 
@@ -136,20 +122,21 @@ def take_text(source: Source | TokenSource, characters: int) -> Iterator[str]:
 
 
 @contextmanager
-def evaluating(model: Transformer) -> Iterator[None]:
+def evaluating(layout: Layout) -> Iterator[None]:
     """Put a training model into evaluation mode for a while, uncompiled.
 
     Compiled blocks would be compiled anew for each new shape of a prompt or a last window.
 
     Args:
-        model: The model; it returns to training mode.
+        layout: The model over its ranks; it returns to training mode.
 
     Yields:
         Nothing.
     """
-    model.eval()
+    layout.model.eval()
     try:
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             yield
     finally:
-        model.train()
+        layout.rest()
+        layout.model.train()

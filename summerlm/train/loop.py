@@ -4,6 +4,7 @@ Flow: `recipes` iterates over `train` and calls `hooks` with each `Event`; savin
 samples and records all hang there, never in here.
 """
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,50 +12,70 @@ from dataclasses import dataclass
 import torch
 
 from summerlm.core.errors import SummerError
+from summerlm.core.ranks import Ranks
 from summerlm.core.runtime import InterruptedWaitError, StopRequest
-from summerlm.data.batch import IGNORE, Batch
-from summerlm.data.loader import Step, Steps
-from summerlm.train.guards import SkipGuard
-from summerlm.train.step import Stepper
+from summerlm.train.feed import Fed, Feed
+from summerlm.train.guards import Guard, Verdict
+from summerlm.train.step import Limits, Stepper, StepResult
 
 
 @dataclass(frozen=True)
 class Event:
-    """One completed step, read from the device.
+    """One completed step, read from the device; the same on all ranks but for `data` and `result`.
 
     Attributes:
         step: Its number, from 1.
         tokens: Targets trained on so far, this step's included.
         loss: Mean cross-entropy in nats.
         grad_norm: Gradient norm before clipping.
+        update_norm: Norm of the weights' change.
         rate: The schedule's factor that the step used.
-        ok: Whether the update was made.
+        verdict: What the guard says of it; only a fine step changed anything.
+        limits: How far loss and gradient norm might go.
         source_loss: Mean cross-entropy by source, for the sources the step drew from.
-        data_wait_s: Seconds the step waited for its batch.
         data: What the step trained on: hash, counts, and the data's state after it.
+        result: What the step left on the device.
+        stop: The signal that asks the job to stop after this step.
     """
 
     step: int
     tokens: int
     loss: float
     grad_norm: float
+    update_norm: float
     rate: float
-    ok: bool
+    verdict: Verdict
+    limits: Limits
     source_loss: Mapping[str, float]
-    data_wait_s: float
-    data: Step
+    data: Fed
+    result: StepResult
+    stop: signal.Signals | None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The steps that are to be made.
+
+    Attributes:
+        done: Steps made before.
+        tokens: Targets trained on before.
+        last: Number of the run's last step.
+    """
+
+    done: int
+    tokens: int
+    last: int
 
 
 def train(
     stepper: Stepper,
-    loader: Steps,
+    feed: Feed,
     rate_at: Callable[[int], float],
-    guard: SkipGuard,
+    guard: Guard,
     *,
-    start_tokens: int,
-    last_step: int,
+    stretch: Stretch,
     sources: list[str],
-    device: torch.device,
+    ranks: Ranks,
     stop: StopRequest,
 ) -> Iterator[Event]:
     """Run steps until the last one; the caller may stop between two.
@@ -64,63 +85,60 @@ def train(
 
     Args:
         stepper: Makes the steps.
-        loader: Gives the batches, from the first step that is to be made.
+        feed: Gives their data.
         rate_at: The schedule: targets trained on when a step is done, to its rate factor.
-        guard: Stops a run that has diverged.
-        start_tokens: Targets trained on before the first step made here.
-        last_step: Number of the run's last step.
+        guard: Judges each step, and stops a run that has diverged.
+        stretch: Which steps.
         sources: Names of the sources, in the batches' order.
-        device: Where the model is.
-        stop: Ends a wait for data, however long it would be.
+        ranks: This process among those that make the same steps.
+        stop: A request to stop, to whichever rank it came.
 
     Yields:
         Each step, when it is complete.
 
     Raises:
-        DivergedError: If too many steps in a row were not finite.
-        SummerError: What the loader met, after the last step for which there were data.
-        InterruptedWaitError: If a request to stop came while no step's data were ready.
+        DivergedError: If too many steps in a row changed nothing, or a spike is to stop the run.
+        SummerError: What any rank's loader met, after the last step for which there were data.
+        InterruptedWaitError: If a request to stop came before any step was made.
     """
-    tokens = start_tokens
-    batches = iter(loader)
-    item, batch, wait = _fetch(batches, device, stop)
+    tokens, number, hooks_s = stretch.tokens, stretch.done + 1, 0.0
+    fed = feed.next(number, busy_s=0.0)
     while True:
-        tokens += batch.targets.numel()
-        rate = rate_at(tokens)
-        count = int((item.batch.targets != IGNORE).sum())
-        result = stepper(batch, item.number, rate, count=count)
-        done, waited = item, wait
-        error: SummerError | InterruptedWaitError | None = None
-        if done.number < last_step:
+        tokens += fed.targets
+        rate, limits = rate_at(tokens), Limits(*guard.limits())
+        ranks.phase("step", number)
+        result = stepper(fed.batch, number, rate, count=fed.count, limits=limits)
+        done, error = fed, None
+        if number < stretch.last:
             try:
-                item, batch, wait = _fetch(batches, device, stop)
+                fed = feed.next(number + 1, busy_s=hooks_s + result.own_s)
             except (SummerError, InterruptedWaitError) as failure:
                 error = failure  # the step that is done comes first, so that it can be saved
-        loss, norm, ok = torch.stack((result.loss, result.grad_norm, result.ok.float())).tolist()
+        ranks.phase("result", number)
+        figures = (result.loss, result.grad_norm, result.update_norm, result.ok)
+        loss, norm, update, ok = torch.stack([figure.double() for figure in figures]).tolist()
         nats, counts = result.source_nats.tolist(), result.source_targets.tolist()
-        guard.see(bool(ok))
+        verdict = guard.see(number, loss, norm, bool(ok))
+        ranks.phase("hooks", number)
+        began = time.monotonic()
         yield Event(
-            step=done.number,
+            step=number,
             tokens=tokens,
             loss=loss,
             grad_norm=norm,
+            update_norm=update,
             rate=rate,
-            ok=bool(ok),
+            verdict=verdict,
+            limits=limits,
             source_loss={s: n / c for s, n, c in zip(sources, nats, counts, strict=True) if c},
-            data_wait_s=waited,
             data=done,
+            result=result,
+            stop=stop.received if isinstance(error, InterruptedWaitError) else None,
         )
-        guard.check(done.number)
+        hooks_s = time.monotonic() - began
+        guard.check(number)
         if error is not None:
             raise error
-        if done.number >= last_step:
+        if number >= stretch.last:
             return
-
-
-def _fetch(
-    batches: Iterator[Step], device: torch.device, stop: StopRequest
-) -> tuple[Step, Batch, float]:
-    start = time.monotonic()
-    with stop.interrupting():
-        item = next(batches)
-    return item, item.batch.to(device), time.monotonic() - start
+        number += 1
