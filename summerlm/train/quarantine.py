@@ -12,7 +12,6 @@ Flow:
 Shapes: B rows of a rank, B * W rows of a step, T positions.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -64,7 +63,7 @@ def offending(
         for index, (total, count) in enumerate(zip(nats[rank], targets[rank], strict=True))
         if count
     }
-    beyond = [row for row, mean in means.items() if not (math.isfinite(mean) and mean <= limit)]
+    beyond = [row for row, mean in means.items() if not mean <= limit]  # NaN is beyond too
     return sorted(beyond or means)
 
 

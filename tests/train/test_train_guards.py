@@ -116,6 +116,15 @@ def test_a_resumed_guard_judges_as_the_one_before(at):
     assert whole.total == expected.count(Verdict.SPIKE) >= 8
 
 
+def test_a_resume_is_no_way_out_of_too_many_in_a_row():
+    guard = make(max_skipped_steps=3)
+    run(guard, [(math.nan, 1.0)] * 3)
+    resumed = make(state=json.loads(json.dumps(guard.state())), max_skipped_steps=3)
+    assert (resumed.in_a_row, resumed.total) == (3, 3)
+    with pytest.raises(DivergedError, match="for 4 steps in a row"):
+        run(resumed, [(math.nan, 1.0)], 4)
+
+
 def test_a_state_is_shared_with_nobody():
     guard = make()
     run(guard, RUN[:50])
