@@ -102,6 +102,7 @@ class Flight:
         self._nonce = str(ranks.exchange(uuid.uuid4().hex[:8])[0])
         self._save: _Save | None = None
         self._number = 0
+        self._chunks = 0  # written by this process: whether its disk still moves
         self._abandoned = threading.Event()
 
     @property
@@ -188,15 +189,17 @@ class Flight:
         Returns:
             How the save ended; None if nothing was in flight, or `poll` has said it already.
         """
-        outcome = None
-        began = time.monotonic()
+        outcome, chunks, began = None, 0, time.monotonic()
         while (save := self._save) is not None:
             if save.thread is not None:
                 save.thread.join(timeout=0.05)
-            said = self._ranks.exchange(self.report())
+            said = self._ranks.exchange((self.report(), self._chunks))
+            if (written := sum(chunks for _, chunks in said)) != chunks:
+                self._ranks.phase("save", save.step)  # the disk takes its time, but it takes
+                chunks = written
             save.stall_s += time.monotonic() - began
             began = time.monotonic()
-            outcome = self.poll(said) or outcome
+            outcome = self.poll([report for report, _ in said]) or outcome
         return outcome
 
     def close(self) -> None:
@@ -278,6 +281,7 @@ class Flight:
         return self._store.folder / f"tmp-{step:08d}-{self._nonce}"
 
     def _go_on(self) -> None:
+        self._chunks += 1
         if self._abandoned.is_set():
             raise _AbandonedError
 

@@ -1,12 +1,16 @@
 """Checkpoints for tests: small tables with known bits, published as a run publishes them."""
 
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from summerlm.checkpoint.flight import Flight
 from summerlm.checkpoint.store import Retention, Store
 from summerlm.core.errors import SaveError
 from summerlm.core.parts import Part
-from summerlm.core.ranks import ALONE
+from summerlm.core.ranks import ALONE, Ranks
 
 
 def whole(step):
@@ -77,3 +81,38 @@ def publish(store: Store, step, tables=None, ranks=ALONE, keep=100):
     if outcome.error:
         raise SaveError(outcome.error)
     return store.path(step)
+
+
+class Thread(Ranks):
+    """A rank of a job whose ranks are threads of this process."""
+
+    def meet(self, board, barrier):
+        object.__setattr__(self, "_meeting", (board, barrier))
+        return self
+
+    def exchange(self, value):
+        board, barrier = self._meeting
+        board[self.rank] = pickle.dumps(value)
+        barrier.wait()
+        values = [pickle.loads(said) for said in board]
+        barrier.wait()
+        return values
+
+
+def in_threads(world, act):
+    """Call `act(ranks)` on ranks that are threads; gives their results, by rank."""
+    board, barrier = [b""] * world, threading.Barrier(world, timeout=30)
+
+    def serve(rank):
+        try:
+            return act(Thread(rank, world).meet(board, barrier))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(world) as pool:
+        jobs = [pool.submit(serve, rank) for rank in range(world)]
+    errors = [job.exception() for job in jobs if job.exception() is not None]
+    if errors:  # a broken barrier only follows from another rank's error
+        raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
+    return [job.result() for job in jobs]
