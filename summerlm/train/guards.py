@@ -32,6 +32,7 @@ class Verdict(StrEnum):
     FINE = "fine"
     NOT_FINITE = "not finite"
     SPIKE = "spike"
+    EMPTY = "empty"  # all its rows are quarantined: there was nothing to learn
 
 
 class Guard:
@@ -76,7 +77,7 @@ class Guard:
         logs = [math.log(norm) for norm in self._norms]
         return _limit(self._losses, LOSS_FLOOR), math.exp(_limit(logs, NORM_FLOOR))
 
-    def see(self, step: int, loss: float, norm: float, ok: bool) -> Verdict:
+    def see(self, step: int, loss: float, norm: float, ok: bool, *, count: int = 1) -> Verdict:
         """Take note of one step.
 
         Args:
@@ -84,11 +85,14 @@ class Guard:
             loss: Its mean loss in nats.
             norm: Its gradient norm before clipping.
             ok: Whether both were finite and within the limits, so that its update was made.
+            count: How many targets counted; a step without any is no sign of anything.
 
         Returns:
             What it came to.
         """
-        self._last = _judge(loss, norm, ok)
+        self._last = _judge(loss, norm, ok) if count else Verdict.EMPTY
+        if not count:
+            return self._last
         if ok:
             self._losses.append(loss)
             self._norms.append(max(norm, 1e-30))  # its logarithm is taken

@@ -166,6 +166,18 @@ def test_a_level_that_stays_is_not_skipped_for_ever(policy, bad):
         run(guard, [bad], 305)
 
 
+def test_steps_without_targets_are_passed_over():
+    """As many as a long document that is left out may fill."""
+    guard = make("stop", max_skipped_steps=2)
+    run(guard, RUN[:200])
+    guard.see(201, math.nan, math.nan, ok=False)
+    before = guard.state()
+    for step in range(202, 260):
+        assert guard.see(step, math.nan, math.nan, ok=False, count=0) is Verdict.EMPTY
+        guard.check(step)
+    assert guard.state() == before
+
+
 def test_no_skipped_step_may_be_borne():
     with pytest.raises(DivergedError, match="for 1 steps in a row"):
         run(make(max_skipped_steps=0), [(math.nan, 1.0)])
