@@ -8,6 +8,7 @@ it is about to do. Once a second each thread
     4. ends the process if the job has failed and its main thread doesn't.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -22,10 +23,10 @@ import torch.distributed as dist
 from summerlm.core.errors import PeerLostError
 from summerlm.core.failing import Claims, Failure, failure_of
 from summerlm.core.roster import Peer, process_state
-from summerlm.core.signs import Sign, blame, position
+from summerlm.core.signs import NEVER, Sign, blame, position
 
 PERIOD_S = 1.0
-GRACE_S = 5.0  # what a rank has to end by itself, once the job has failed
+GRACE_S = 3.0  # what a rank has to end by itself, once the job has failed
 OPENING = "open"  # the phase before the first step: it reads whole sources, and has no limit
 LEFT = "left"  # the last: its process may end
 GONE = ("Z", "X", "")  # what the kernel calls a process that has ended
@@ -67,6 +68,7 @@ class Liveness:
     def start(self) -> None:
         """Begin to watch."""
         faulthandler.register(DUMP_SIGNAL, file=2, all_threads=True)
+        self._give_sign()
         self._thread.start()
 
     def enter(self, phase: str, step: int) -> None:
@@ -119,6 +121,8 @@ class Liveness:
             error = PeerLostError(f"the connection to another rank broke: {_first_line(error)}")
         mine = failure_of(error, self._rank)
         first = first or self._claims.claim(mine)
+        if first.hanging:
+            self._thread.join()  # prints the stacks and ends the process
         self._leaving.set()
         return error if first == mine else SystemExit(first.code)
 
@@ -191,35 +195,36 @@ class Liveness:
         ]
 
     def _read_signs(self) -> None:
-        """Read the signs of all ranks that haven't left, once all have given one."""
-        now, keys = time.monotonic(), [f"sign/{peer.rank}" for peer in self._peers]
-        if not self._store.check(keys):
-            return
-        for rank, value in enumerate(self._store.multi_get(keys)):
-            sign = Sign(**json.loads(value))
-            before, _ = self._signs.get(rank, (None, now))
+        """Learn what all ranks last said that haven't left, and since when they say so."""
+        now, keys = time.monotonic(), {peer.rank: f"sign/{peer.rank}" for peer in self._peers}
+        if not self._store.check(list(keys.values())):  # of those that give no first one, too
+            keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
+        values = self._store.multi_get(list(keys.values()))
+        signs = {rank: Sign(**json.loads(v)) for rank, v in zip(keys, values, strict=True)}
+        for peer in self._peers:
+            sign = signs.get(peer.rank, NEVER)
+            before, _ = self._signs.get(peer.rank, (None, now))
             if sign.phase == LEFT:
-                self._signs.pop(rank, None)
+                self._signs.pop(peer.rank, None)
             elif before is None or before.number != sign.number:
-                self._signs[rank] = (sign, now)
+                self._signs[peer.rank] = (sign, now)
 
     def _describe(self, hanging: list[int]) -> str:
-        parts = []
+        now, parts = time.monotonic(), []
         for rank in hanging:
             sign, since = self._signs[rank]
-            silent = time.monotonic() - since
-            seconds = sign.seconds + silent
-            words = f"{self._peers[rank]} stands in step {sign.step}, {sign.phase}"
-            words += f", for {seconds:.0f} s at {sign.frame}"
+            place, seconds = f"step {sign.step}, {sign.phase}", now - since + sign.seconds
             if process_state(self._peers[rank], self._me) == "T":
-                words += ", stopped by a signal (SIGSTOP)"
+                words = f"was stopped by a signal (SIGSTOP); last seen in {place}"
             elif self._silence(since):
-                words += f", without a sign of life for {silent:.0f} s"
-            parts.append(words)
+                words = f"gives no sign of life for {now - since:.0f} s; last seen in {place}"
+            else:
+                words = f"stands in {place}, for {seconds:.0f} s at {sign.frame}"
+            parts.append(f"{self._peers[rank]} {words}")
         others = [sign for rank, (sign, _) in self._signs.items() if rank not in hanging]
-        waits = sorted({sign.waits for sign in others if sign.waits is not None})
+        waits = {f"{s.waits} in step {s.step}, {s.phase}" for s in others if s.waits is not None}
         if waits:
-            parts.append(f"others wait in {', '.join(waits)}")
+            parts.append(f"others wait in {' and '.join(sorted(waits))}")
         return "; ".join(parts) + f" (parallel.timeout_s = {self._timeout_s:g})"
 
     def _speak(self, text: str, hanging: tuple[int, ...] = ()) -> Failure:
@@ -231,24 +236,34 @@ class Liveness:
     def _end(self, failure: Failure) -> None:
         """End this process, whose job has failed, if it doesn't end by itself."""
         if failure.hanging:
-            _dump_stacks(self._me)
-            self._end_hanging(failure.hanging)
+            if not self._store.check([f"dumped/{self._rank}"]):
+                self._store.set(f"dumped/{self._rank}", "")
+                _dump_stacks(self._me)
+            self._help(failure.hanging)
         elif self._leaving.wait(GRACE_S):
             return
         os._exit(failure.code)
 
-    def _end_hanging(self, hanging: tuple[int, ...]) -> None:
-        """Let ranks of this machine that were stopped tell where, and end those that can't."""
+    def _help(self, hanging: tuple[int, ...]) -> None:
+        """Make ranks of this machine tell where they hang that can't themselves, and end them.
+
+        Whoever doesn't help waits as long, so that its end doesn't end others before they tell.
+        """
         here = [p for p in self._peers if process_state(p, self._me) is not None]
-        hung = [p for p in here if p.rank in hanging and p.rank != self._rank]
-        helpers = [peer.rank for peer in here if peer.rank not in hanging]
-        if not hung or self._rank != min(helpers, default=self._rank):
-            return
-        for act in (signal.SIGCONT, DUMP_SIGNAL, signal.SIGKILL):
-            for peer in hung:
-                if process_state(peer, self._me) not in (*GONE, None):
-                    os.kill(peer.process, act)
-            time.sleep(1.5 * self._period_s)  # time to see the failure, to dump, to end
+        helper = min((p.rank for p in here if p.rank not in hanging), default=-1)
+        hung = [p for p in here if p.rank in hanging and helper == self._rank]
+        for peer in hung:
+            if process_state(peer, self._me) == "T":
+                self._store.set(f"dumped/{peer.rank}", "")
+                _send(peer, DUMP_SIGNAL)  # comes before anything else that it does
+                _send(peer, signal.SIGCONT)
+        time.sleep(1.5 * self._period_s)
+        for peer in hung:
+            if not self._store.check([f"dumped/{peer.rank}"]):
+                _send(peer, DUMP_SIGNAL)
+        time.sleep(1.5 * self._period_s)
+        for peer in hung:
+            _send(peer, signal.SIGKILL)
 
 
 def _lost_a_peer(error: BaseException) -> bool:
@@ -259,6 +274,11 @@ def _lost_a_peer(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _send(peer: Peer, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(peer.process, number)
 
 
 def _say(failure: Failure) -> None:

@@ -34,6 +34,9 @@ class Sign:
     number: int
 
 
+NEVER = Sign(0, 0, "start", 0.0, "an unknown place", None, 0)  # of a rank that gave no sign yet
+
+
 def blame(
     signs: Mapping[int, Sign], allowance: Mapping[str, float | None], limit_s: float
 ) -> list[int]:
@@ -75,7 +78,7 @@ def position(thread: int | None) -> tuple[str, str | None]:
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
         if "torch/distributed" in path or "_engine_run_backward" in name:
-            waits = name  # the outermost of them: what was called
+            waits = waits if name == "wrapper" else name  # the outermost: what was called
         elif not innermost:
             innermost = f"{os.path.basename(path)}:{frame.f_lineno} {name}"
         frame = frame.f_back
