@@ -261,7 +261,7 @@ class Liveness:
         for peer in hung:
             if not self._store.check([f"dumped/{peer.rank}"]):
                 _send(peer, DUMP_SIGNAL)
-        time.sleep(1.5 * self._period_s)
+        time.sleep((3 if hung else 1.5) * self._period_s)  # those that can end have ended by then
         for peer in hung:
             _send(peer, signal.SIGKILL)
 
