@@ -122,8 +122,8 @@ def publish_folder(draft: Path, final: Path) -> None:
         if final.exists():
             raise FileExistsError(errno.EEXIST, "already exists")
         draft.rename(final)
-        reach("publish.renamed")
         try:
+            reach("publish.renamed")
             sync_folder(final.parent)
         except OSError:
             final.rename(draft)  # nobody was told of it, and power could still take it away
