@@ -17,7 +17,7 @@ from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
 from summerlm.core.errors import UsageError, explain
-from summerlm.core.runtime import die_with_launcher, end_process
+from summerlm.core.runtime import die_with_launcher, end_process, settle_exit_code
 
 app = typer.Typer(
     name="summerlm",
@@ -76,7 +76,7 @@ def train(
         else:
             from summerlm.recipes.pretrain import pretrain
 
-            code = pretrain(settings, Console())
+            code = settle_exit_code(pretrain(settings, Console()))
     raise typer.Exit(code)
 
 

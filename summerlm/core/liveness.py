@@ -75,12 +75,10 @@ class Liveness:
         """Note what the main thread does from now on.
 
         Args:
-            phase: Its name; all ranks go through the same phases of a step in the same order.
+            phase: Its name; all ranks go through the same phases in the same order.
             step: The step's number.
         """
-        before, place, *_ = self._place
-        place = place + 1 if step == before else 1
-        self._place = (step, place, phase, time.monotonic())
+        self._place = (step, self._place[1] + 1, phase, time.monotonic())
 
     def leave(self) -> None:
         """Stop watching, at the end of a job that went well, together with all ranks.
@@ -236,9 +234,10 @@ class Liveness:
     def _end(self, failure: Failure) -> None:
         """End this process, whose job has failed, if it doesn't end by itself."""
         if failure.hanging:
-            if not self._store.check([f"dumped/{self._rank}"]):
-                self._store.set(f"dumped/{self._rank}", "")
-                _dump_stacks(self._me)
+            if self._store.check([f"dumped/{self._rank}"]):
+                os._exit(failure.code)  # a stopped one that was made to dump: it must not go on
+            self._store.set(f"dumped/{self._rank}", "")
+            _dump_stacks(self._me)
             self._help(failure.hanging)
         elif self._leaving.wait(GRACE_S):
             return
@@ -255,13 +254,15 @@ class Liveness:
         for peer in hung:
             if process_state(peer, self._me) == "T":
                 self._store.set(f"dumped/{peer.rank}", "")
-                _send(peer, DUMP_SIGNAL)  # comes before anything else that it does
+                _make_dump(peer)  # comes before anything else that it does
                 _send(peer, signal.SIGCONT)
         time.sleep(1.5 * self._period_s)
         for peer in hung:
             if not self._store.check([f"dumped/{peer.rank}"]):
-                _send(peer, DUMP_SIGNAL)
-        time.sleep((3 if hung else 1.5) * self._period_s)  # those that can end have ended by then
+                _make_dump(peer)
+        for _ in range(30):  # those that can end do so meanwhile
+            hung = [peer for peer in hung if process_state(peer, self._me) not in GONE]
+            time.sleep(0.1 * self._period_s if hung else 0.0)
         for peer in hung:
             _send(peer, signal.SIGKILL)
 
@@ -274,6 +275,11 @@ def _lost_a_peer(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _make_dump(peer: Peer) -> None:
+    os.write(2, f"{peer}:\n".encode())
+    _send(peer, DUMP_SIGNAL)
 
 
 def _send(peer: Peer, number: signal.Signals) -> None:

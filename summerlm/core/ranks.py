@@ -53,7 +53,7 @@ class Ranks:
 
         Args:
             name: For instance "data", "exchange", "step", "save" or "evaluate"; all ranks go
-                through the same phases of a step in the same order.
+                through the same phases in the same order, so that who is behind is known.
             step: The step's number.
         """
         if self.liveness is not None:

@@ -80,6 +80,25 @@ def end_process(code: int) -> None:
     os._exit(code)
 
 
+def settle_exit_code(code: int) -> int:
+    """Keep torchrun from starting a run again at once that was asked to stop.
+
+    Args:
+        code: What the command would end with.
+
+    Returns:
+        0 in place of 75 where torchrun itself, which takes any other for a failure, has restarts
+        left; else the code.
+    """
+    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    left -= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if code != REQUEUE or left <= 0 or LAUNCHER in os.environ:
+        return code
+    if os.environ.get("RANK") == "0":
+        print("ending with 0, not 75: torchrun would start the run again here and now")
+    return 0
+
+
 @contextmanager
 def holding_signals() -> Iterator[None]:
     """Hold back stop signals to this thread, and for good those to processes started meanwhile.

@@ -17,7 +17,7 @@ class Sign:
 
     Attributes:
         step: The step it is in.
-        place: How many phases of that step it has begun, this one included.
+        place: How many phases it has begun in all, the same ones as the other ranks.
         phase: What it does.
         seconds: For how long.
         frame: Where its main thread stands: file, line and function.
@@ -51,8 +51,8 @@ def blame(
         Those furthest behind; of those the ones that don't wait in a collective, where others do,
         and that don't stand where most do. None of them where one is still within its time.
     """
-    behind = min((sign.step, sign.place) for sign in signs.values())
-    last = {rank: sign for rank, sign in signs.items() if (sign.step, sign.place) == behind}
+    behind = min(sign.place for sign in signs.values())
+    last = {rank: sign for rank, sign in signs.items() if sign.place == behind}
     chosen = {rank: sign for rank, sign in last.items() if sign.waits is None} or last
     frame, count = Counter(sign.frame for sign in chosen.values()).most_common(1)[0]
     if len(signs) < 2 * count < 2 * len(chosen):
