@@ -6,6 +6,7 @@ import resource
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ranks import run_ranks
 
 from summerlm.checkpoint import flight as flying
 from summerlm.checkpoint.manifest import verify
+from summerlm.checkpoint.snapshot import is_finite
 from summerlm.checkpoint.store import Retention, Store
 from summerlm.core.failpoints import POINTS, VARIABLE
 from summerlm.train.saving import resume
@@ -204,18 +206,46 @@ def test_a_process_that_has_to_end_gives_up_between_two_chunks(tmp_path, monkeyp
     assert listed(store) == []
 
 
-def test_stale_reports_are_not_taken_for_news(tmp_path):
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"x")])
+def test_a_file_that_was_lost_since_it_was_written_is_not_published(tmp_path, monkeypatch, harm):
+    """What a rank wrote elsewhere must be what the leading rank finds."""
+    store = Store(tmp_path / "c", print)
+    flight = make_flight(store, cut(whole(1)))
+
+    def reach(name):
+        if name == "publish.begun":
+            harm(next(store.folder.glob("tmp-*/model-*")))
+
+    monkeypatch.setattr(flying, "reach", reach)
+    flight.start(1, None, lambda _: files_of(1))
+    assert "model-00000-of-00001.safetensors" in flight.wait().error
+    assert listed(store) == []
+
+
+def test_stale_reports_are_not_taken_for_news(tmp_path, monkeypatch):
     store = Store(tmp_path / "c", print)
     flight = make_flight(store, cut(whole(1)))
     flight.start(1, None, lambda _: files_of(1))
     while (old := flight.report()) is None:
         time.sleep(0.001)
     assert flight.wait().error is None
+    asked = threading.Event()  # of the second save nothing is written before the old report came
+    monkeypatch.setattr(flying, "reach", lambda name: name != "write.drafted" or asked.wait(9))
     flight.start(2, None, lambda _: files_of(2))
     assert flight.poll([old]) is None
-    assert flight.step == 2
-    assert store.steps() == [1]
-    assert flight.wait().step == 2
+    time.sleep(0.05)
+    asked.set()
+    outcome = flight.wait()
+    assert (outcome.step, outcome.error) == (2, None)
+    assert store.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("place", [0, 31_999, 32_000, 99_999])
+def test_every_value_of_a_large_tensor_is_looked_at(place):
+    tensor = torch.full((100_000,), 3e38)
+    assert is_finite(tensor)
+    tensor[place] = float("nan")
+    assert not is_finite(tensor)
 
 
 def test_a_really_full_disk(tmp_path):

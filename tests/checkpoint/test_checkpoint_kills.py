@@ -292,10 +292,27 @@ def test_a_kill_while_deleting_leaves_the_good_ones(tmp_path, monkeypatch):
             assert len(fresh.steps()) >= keep
             fresh.clear_drafts()
             assert all(name.startswith("step-") for name in os.listdir(folder))
+            for step in fresh.steps():
+                verify(fresh.path(step))
             if finished:
                 break
         assert 5 < number < 39
         assert fresh.steps() == [1, 2, 3][-keep:]
+
+
+def test_a_kill_while_branching_off_leaves_no_gap(tmp_path, monkeypatch):
+    """Whatever is moved already, the newest left is one that the run has come by."""
+    store = Store(tmp_path / "c", print)
+    for step in (1, 2, 3, 4):
+        publish(store, step)
+    monkeypatch.setattr(failpoints, "_reached", {})
+    for left in ([1, 2, 3], [1, 2], [1]):
+        monkeypatch.setenv(VARIABLE, "branch.moved:raise")
+        with pytest.raises(RuntimeError, match=r"branch\.moved"):
+            store.branch_off(1)
+        assert store.steps() == left
+    monkeypatch.delenv(VARIABLE)
+    assert store.branch_off(1) is None
 
 
 def test_a_failpoint_is_reached_by_its_rank_at_its_time(monkeypatch):

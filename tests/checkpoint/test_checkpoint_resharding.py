@@ -1,6 +1,7 @@
 """Any layout loads any other's checkpoint, to the bit, against tables that lie whole in memory."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
 
+from summerlm.checkpoint import flight as flying
 from summerlm.checkpoint.manifest import read_manifest, verify
 from summerlm.checkpoint.pieces import plan_pieces
 from summerlm.checkpoint.reading import read_tensors
@@ -196,16 +198,19 @@ def test_files_are_read_by_safetensors_itself(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_a_snapshot_doesn_t_see_later_steps(tmp_path):
+def test_a_snapshot_doesn_t_see_later_steps(tmp_path, monkeypatch):
     store = Store(tmp_path / "c", print)
     tables = cut(whole(1))
     tables["model"]["e.turned"] = Part.whole(torch.arange(12.0).view(3, 4).t())  # not contiguous
     turned = tables["model"]["e.turned"].tensor.clone()
     flight = make_flight(store, tables)
+    changed = threading.Event()  # the thread does nothing before the next step has changed all
+    monkeypatch.setattr(flying, "reach", lambda name: name != "write.drafted" or changed.wait(9))
     flight.start(1, None, lambda _: {"state.json": b"{}"})
     for table in tables.values():
         for part in table.values():
             part.tensor.fill_(9)
+    changed.set()
     assert flight.wait().error is None
     read = read_tensors(store.path(1), "model")
     assert torch.equal(read.pop("e.turned"), turned)

@@ -1,23 +1,23 @@
 """Crash-consistency of checkpoints: real kills, real damage, a really full disk."""
 
 import json
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import cut, publish, whole
+from checkpoints import cut, make_flight, publish, whole
 
 from summerlm.checkpoint.manifest import DamagedError, verify
 from summerlm.checkpoint.reading import read_tensors
 from summerlm.checkpoint.store import Retention, Store
+from summerlm.checkpoint.tensors import TensorLayout, check_header
 from summerlm.core.errors import NoCheckpointError, SaveError
 
 MODEL = "model-00000-of-00001.safetensors"
@@ -167,22 +167,17 @@ def test_a_full_disk_leaves_the_former_and_no_draft(store):
     assert store.latest() == store.path(2)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from checkpoints import publish
-from summerlm.checkpoint.store import Store
-store = Store(Path(sys.argv[1]), print)
-store.clear_drafts()
-found = store.latest()
-step = int(found.name[5:]) if found else 0
-print("start", step, flush=True)
-while True:
-    step += 1
-    publish(store, step, keep=2)
-    print(step, flush=True)
-"""
+def write_on(folder, announcements):
+    """Go on from the newest step, saving one after another, until killed."""
+    store = Store(folder, print)
+    store.clear_drafts()
+    found = store.latest()
+    step = int(found.name[5:]) if found else 0
+    announcements.send(step)
+    while True:
+        step += 1
+        publish(store, step, keep=2)
+        announcements.send(step)
 
 
 def test_kills_at_random_moments_never_lose_an_announced_step(tmp_path):
@@ -191,20 +186,20 @@ def test_kills_at_random_moments_never_lose_an_announced_step(tmp_path):
     draw = random.Random(seed)
     folder = tmp_path / "checkpoints"
     announced = 0
-    for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder), str(Path(__file__).parent)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        line = process.stdout.readline()
-        assert line.startswith("start")
-        assert int(line.split()[1]) >= announced
-        time.sleep(draw.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        lines = process.stdout.read().split()
-        process.wait()
-        announced = max([announced, *(int(number) for number in lines)])
+    for _ in range(20):
+        here, there = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=write_on, args=(folder, there))
+        process.start()
+        there.close()
+        assert here.recv() >= announced
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        try:
+            while True:
+                announced = here.recv()
+        except EOFError:
+            here.close()
         store = Store(folder, lambda line: pytest.fail(line))
         found = store.latest()
         step = int(found.name[5:]) if found else 0
@@ -215,3 +210,32 @@ def test_kills_at_random_moments_never_lose_an_announced_step(tmp_path):
     assert announced > 0
     store.clear_drafts()
     assert all(name.startswith("step-") for name in os.listdir(folder))
+
+
+def test_a_file_that_says_something_else_is_not_published(tmp_path):
+    path = publish(Store(tmp_path / "c", print), 1) / MODEL
+    tensors = {n: (t.dtype, tuple(t.shape)) for n, t in whole(1)["model"].items()}
+    check_header(path, TensorLayout.of(tensors))
+    wrong = (torch.float32, (3, 2))
+    for other in ({**tensors, "x": wrong}, {**tensors, "a.weight": wrong}, {"a.weight": wrong}):
+        with pytest.raises(OSError, match="does not read back"):
+            check_header(path, TensorLayout.of(other))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(OSError, match="does not read back"):
+        check_header(path, TensorLayout.of(tensors))
+
+
+@pytest.mark.slow
+def test_training_stands_still_for_a_tenth_of_a_save(tmp_path):
+    """200 MB, in the best of five, against the best of five that are waited for."""
+    table = {f"w{i}": torch.randn(1024, 1024) for i in range(48)}
+    flight = make_flight(Store(tmp_path / "c", print), cut({"model": table, "optimizer": {}}))
+    flight._retention = Retention(1)
+    stalls, whole_saves = [], []
+    for step in range(1, 6):
+        began = time.monotonic()
+        flight.start(step, None, lambda _: {"state.json": b"{}"})
+        stalls.append(time.monotonic() - began)
+        assert flight.wait().error is None
+        whole_saves.append(time.monotonic() - began)
+    assert min(stalls) <= min(whole_saves) / 10, (stalls, whole_saves)

@@ -104,6 +104,24 @@ def test_verify_names_each_file_and_ends_with_3(run, command):
     assert str(broken) in out
 
 
+def test_verify_names_a_value_that_is_not_finite(train, tmp_path, command, monkeypatch):
+    """Under valid hashes: what wrote it didn't look."""
+    from summerlm.checkpoint.snapshot import Snapshot
+
+    take = Snapshot.take
+
+    def poisoned(self):
+        take(self)
+        self._view("optimizer", "blocks.0.attention.output.weight/momentum")[0, 0] = float("nan")
+
+    monkeypatch.setattr(Snapshot, "take", poisoned)
+    monkeypatch.setattr(Snapshot, "check_finite", lambda self: None)
+    train()
+    code, out, _ = command("verify", tmp_path / "run" / "checkpoints" / "step-00000012")
+    assert code == 3
+    assert "blocks.0.attention.output.weight/momentum holds a value that is not finite" in out
+
+
 def test_prune_keeps_what_the_run_would(run, command):
     (run / "checkpoints" / "tmp-00000009-abc").mkdir()
     (run / "checkpoints" / "step-00000012" / "state.json").unlink()

@@ -1,10 +1,13 @@
 """What a run saves of itself, and when it is told how that went."""
 
+import hashlib
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from layouts import ADAMW, MUON, run_step
+from layouts import make as make_stepper
 from ranks import run_ranks
 
 from summerlm.checkpoint import flight as flying
@@ -183,3 +186,79 @@ def test_what_does_not_fit_is_refused_and_left_where_it_is(tmp_path, change, wor
 
 def test_nothing_is_nothing(tmp_path):
     assert resume(Store(tmp_path / "c", pytest.fail), tables_of(ALONE)) is None
+
+
+# rows that no number of ranks divides, few enough that some ranks hold none of some tensors
+ODD = {"width": 24, "mlp_hidden": 20}
+RESHAPED = [(1, 1), (2, 1), (2, "all"), (3, "all"), (4, 2), (4, 1), (4, "all")]
+
+
+def tables_of_stepper(stepper):
+    return {"model": stepper.layout.parts, "optimizer": stepper.optimizer.parts()}
+
+
+def bits(tables):
+    return {
+        (stem, name): hashlib.sha256(part.tensor.detach().contiguous().numpy().tobytes()).digest()
+        for stem, table in tables.items()
+        for name, part in table.items()
+    }
+
+
+def train_and_save(ranks, folder, shards, optim):
+    """Train 2 steps, save, train 2 more; gives the bits at the end."""
+    stepper = make_stepper(ranks, {"shard_ranks": shards}, optim, ODD)
+    losses = [run_step(stepper, number).loss.item() for number in (1, 2)]
+    saver, said, _ = make(ranks, folder, tables_of_stepper(stepper))
+    saver.save(event_of(ranks, 2))
+    losses += [run_step(stepper, number).loss.item() for number in (3, 4)]
+    saver.finish()
+    assert said == []
+    return losses, bits(tables_of_stepper(stepper))
+
+
+def load_and_train(ranks, folder, shards, optim):
+    """Load, compare each row with the files', train on; gives the bits at the end."""
+    stepper = make_stepper(ranks, {"shard_ranks": shards}, optim, ODD)
+    tables = tables_of_stepper(stepper)
+    found, state = resume(Store(folder, pytest.fail), tables, ranks)
+    for stem, table in tables.items():
+        saved = read_tensors(found, stem)
+        assert table.keys() == saved.keys()
+        for name, part in table.items():
+            own = saved[name][part.start : part.stop] if part.shape else saved[name]
+            assert torch.equal(part.tensor, own), name
+    assert state["step"] == 2
+    losses = [run_step(stepper, number).loss.item() for number in (3, 4)]
+    return losses, bits(tables)
+
+
+@pytest.mark.ranks
+def test_a_sharded_and_a_lone_run_go_on_in_each_other(tmp_path):
+    check_reshaping(tmp_path, [(1, 1), (2, "all")], MUON)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_every_layout_goes_on_in_another(tmp_path, optim):
+    check_reshaping(tmp_path, RESHAPED, optim)
+
+
+def check_reshaping(tmp_path, layouts, optim):
+    """The same layout goes on bit for bit, any other to 1e-5; what is loaded are the bits saved."""
+    written = {}
+    for world, shards in layouts:
+        folder = tmp_path / f"{world}-{shards}"
+        written[world, shards] = run_ranks(train_and_save, folder, shards, optim, world=world)
+    for number, (world, shards) in enumerate(layouts):
+        same = tmp_path / f"{world}-{shards}"
+        again = run_ranks(load_and_train, same, shards, optim, world=world)
+        for (losses, end), (later, other) in zip(written[world, shards], again, strict=True):
+            assert losses[2:] == later
+            assert end == other
+        other = layouts[number - 1]
+        folder = tmp_path / f"{other[0]}-{other[1]}"
+        for losses, _ in run_ranks(load_and_train, folder, shards, optim, world=world):
+            expected = written[other][0][0][2:]
+            assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-5
