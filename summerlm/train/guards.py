@@ -10,20 +10,21 @@ Flow:
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from summerlm.core.errors import DivergedError
 from summerlm.train.config import TrainConfig
 
-WINDOW = 128  # accepted steps that limits are made from
-LEAST = 32  # fewer of them say too little
+WINDOW = 128  # accepted steps that deviations are made from
+LEVEL = 32  # the last of them, from which deviations are counted; fewer say too little
 DEVIATIONS = 6.0
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
-LOSS_FLOOR = 0.05  # nats: the least that counts as a deviation, so 0.3 above the median are borne
-NORM_FLOOR = 0.25  # of its logarithm: 4.5 times the median is borne
+LOSS_FLOOR = 0.05  # nats: the least that counts as a deviation, so 0.3 above the level are borne
+NORM_FLOOR = 0.25  # of its logarithm: 4.5 times the level is borne
 
 
 class Verdict(StrEnum):
@@ -55,13 +56,14 @@ class Guard:
     def limits(self) -> tuple[float, float]:
         """Say how far the next step may go.
 
-        The limit is the median of the last accepted steps and six deviations above it: of the
-        loss in nats, of the norm as a factor, for norms scatter by factors. The deviation is the
-        median distance from the median, which half of the steps may falsify before it breaks;
-        the mean and standard deviation of others' guards forget a spike's size only when it leaves
-        the window. Deviations have floors, since a run so smooth that a few hundredths of a nat
-        are six deviations is in no danger from them. While the loss falls fast, early in a run,
-        the window lags behind and the limits are wide.
+        The limit is the level and six deviations above it: of the loss in nats, of the norm as a
+        factor, for norms scatter by factors. Level is the median of the last 32 accepted steps, so
+        that limits follow a loss that falls. A deviation is a median distance, which half of the
+        steps may falsify before it breaks, where the mean and standard deviation of others' guards
+        remember each spike until it leaves the window: the larger one of the last steps' distance
+        from the level, which sees what comes in waves, and of that between any two steps in a row
+        of the last 128, which forgets the trend. It has a floor, since a run so smooth that a
+        few hundredths of a nat are six deviations is in no danger from them.
 
         Returns:
             The largest loss in nats and the largest gradient norm before clipping; infinite while
@@ -72,10 +74,10 @@ class Guard:
             and these batches together, and skipping the batches passes them); OLMo-core's
             SkipStepOptimizer and levanter's `skip_bad_steps` for 128 steps and six deviations.
         """
-        if self._policy is None or len(self._losses) < LEAST:
+        if self._policy is None or len(self._losses) < LEVEL:
             return math.inf, math.inf
         logs = [math.log(norm) for norm in self._norms]
-        return _limit(self._losses, LOSS_FLOOR), math.exp(_limit(logs, NORM_FLOOR))
+        return _limit(list(self._losses), LOSS_FLOOR), math.exp(_limit(logs, NORM_FLOOR))
 
     def see(self, step: int, loss: float, norm: float, ok: bool, *, count: int = 1) -> Verdict:
         """Take note of one step.
@@ -141,12 +143,13 @@ def _judge(loss: float, norm: float, ok: bool) -> Verdict:
     return Verdict.SPIKE if finite else Verdict.NOT_FINITE
 
 
-def _limit(values: Iterable[float], floor: float) -> float:
-    """Give the median and six deviations above it, of which each is at least the floor."""
-    values = list(values)
-    middle = median(values)
-    deviation = MAD_TO_DEVIATION * median(abs(value - middle) for value in values)
-    return middle + DEVIATIONS * max(deviation, floor)
+def _limit(values: Sequence[float], floor: float) -> float:
+    """Give the level and six deviations above it, each at least the floor."""
+    recent = values[-LEVEL:]
+    level = median(recent)
+    around = median(abs(value - level) for value in recent)
+    between = median(abs(b - a) for a, b in pairwise(values)) / math.sqrt(2)  # of two that vary
+    return level + DEVIATIONS * max(MAD_TO_DEVIATION * max(around, between), floor)
 
 
 class SkipGuard:

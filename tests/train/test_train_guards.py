@@ -14,11 +14,11 @@ from summerlm.core.errors import DivergedError
 from summerlm.model.config import ModelConfig
 from summerlm.model.init import build
 from summerlm.train.config import TrainConfig
-from summerlm.train.guards import LEAST, WINDOW, Guard, Verdict
+from summerlm.train.guards import LEVEL, WINDOW, Guard, Verdict
 
 HEALTHY = json.loads((Path(__file__).parent / "healthy_run.json").read_text())
 RUN = list(zip(HEALTHY["loss"], HEALTHY["grad_norm"], strict=True))
-EARLY = 256  # steps in which the window still holds the steep beginning
+EARLY = 36  # steps in which the level still holds the steep beginning
 
 
 def make(policy="skip", state=None, **settings):
@@ -47,12 +47,12 @@ def test_a_healthy_run_meets_no_limit():
 
 
 def test_planted_spikes_are_found_at_every_step():
-    """A loss twice as high once the steep beginning is out of the window; a norm of a hundred
-    times what it was, and a loss thrice as high, from the first limits on."""
+    """A loss twice as high once the steep beginning is past; a norm of a hundred times what it
+    was, and a loss thrice as high, from the first limits on."""
     guard = make()
     for step, (loss, norm) in enumerate(RUN, 1):
         most_loss, most_norm = guard.limits()
-        if step > LEAST:
+        if step > LEVEL:
             assert norm * 100 > most_norm
             assert loss * 3 > most_loss
         if step > EARLY:
@@ -60,18 +60,20 @@ def test_planted_spikes_are_found_at_every_step():
         judge(guard, step, loss, norm)
 
 
-def test_limits_are_median_and_six_deviations_by_numpy():
+def test_limits_are_six_deviations_above_the_level_by_numpy():
     guard, draw = make(), np.random.default_rng(0)
-    losses, norms = draw.normal(3, 0.2, 300), draw.lognormal(0.5, 0.6, 300)
+    losses, norms = draw.normal(3, 0.2, 300).cumsum() / 3, draw.lognormal(0.5, 0.6, 300)
     for step in range(300):
-        if step < LEAST:
+        if step < LEVEL:
             assert guard.limits() == (math.inf, math.inf)
         else:
             loss, norm = losses[max(0, step - WINDOW) : step], norms[max(0, step - WINDOW) : step]
             for limit, x in zip(guard.limits(), (loss, np.log(norm)), strict=True):
-                spread = np.median(np.abs(x - np.median(x))) / 0.6744897501960817
-                floor = 0.05 if x is loss else 0.25
-                expected = np.median(x) + 6 * max(spread, floor)
+                level, floor = np.median(x[-LEVEL:]), 0.05 if x is loss else 0.25
+                around = np.median(np.abs(x[-LEVEL:] - level))
+                between = np.median(np.abs(x[1:] - x[:-1])) / 2**0.5
+                spread = max(around, between) / 0.6744897501960817
+                expected = level + 6 * max(spread, floor)
                 found = limit if x is loss else math.log(limit)
                 assert found == pytest.approx(expected, rel=1e-4)
         guard.see(step, losses[step], norms[step], ok=True)
@@ -84,6 +86,20 @@ def test_small_unrest_in_a_smooth_run_is_borne():
     assert judge(guard, 202, 2.0, 2.2) is Verdict.FINE
     assert judge(guard, 203, 2.31, 0.5) is Verdict.SPIKE
     assert judge(guard, 204, 2.0, 2.3) is Verdict.SPIKE
+
+
+def test_a_loss_that_comes_in_waves_meets_no_limit():
+    """As of documents that fill many rows: from step to step little changes, over many much."""
+    draw = np.random.default_rng(1)
+    waves = 3 + 0.8 * np.sin(np.arange(600) / 12) + draw.normal(0, 0.03, 600)
+    assert set(run(make(), [(loss, 1.0) for loss in waves])) == {Verdict.FINE}
+
+
+def test_limits_follow_a_loss_that_fell_fast():
+    """From 8 nats to a quarter in 70 steps; soon after a loss of 1 is a spike."""
+    guard = make()
+    run(guard, [(8 * math.exp(-min(step, 70) / 20), 1.0) for step in range(70 + LEVEL)])
+    assert judge(guard, 103, 1.0, 1.0) is Verdict.SPIKE
 
 
 def test_skipped_steps_leave_the_limits_alone():
