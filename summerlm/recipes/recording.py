@@ -136,7 +136,9 @@ class Record:
         run, batch = self._run, event.data.batch
         if event.step != 1 and event.step % run.settings.run.log_every_steps:
             return None
-        found = attention_logit_max(run.layout.model, batch.tokens[:1], batch.documents[:1])
+        found = attention_logit_max(
+            run.layout.model, batch.tokens[:1], batch.documents[:1], run.dtype
+        )
         run.layout.rest()
         return max(run.ranks.exchange(found.item()))
 

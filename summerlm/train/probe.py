@@ -19,7 +19,12 @@ from summerlm.model.transformer import Transformer
 QUERIES = 1024  # whose scores against all keys are in memory at once, of one head
 
 
-def attention_logit_max(model: Transformer, tokens: Tensor, documents: Tensor) -> Tensor:
+def attention_logit_max(
+    model: Transformer,
+    tokens: Tensor,
+    documents: Tensor,
+    precision: torch.dtype | None = None,
+) -> Tensor:
     """Find the largest score of a query with a key that it may read.
 
     Scores are q . k / sqrt(C) in float32, over all layers, heads and causal pairs inside a
@@ -30,6 +35,7 @@ def attention_logit_max(model: Transformer, tokens: Tensor, documents: Tensor) -
         model: The model; its mode is kept.
         tokens: Ids, (B, T), int64.
         documents: Document of each token along its row, (B, T), int64.
+        precision: Autocast's dtype, in which training runs; None = the weights' own.
 
     Returns:
         The largest score, (), float32, on the model's device.
@@ -45,7 +51,8 @@ def attention_logit_max(model: Transformer, tokens: Tensor, documents: Tensor) -
         q, k, _ = module.project(x, frame)
         found.append(_largest(q, k, documents) * module.head_dim**-0.5)
 
-    with _aside(model), ExitStack() as hooks:
+    autocast = torch.autocast(tokens.device.type, precision, enabled=precision is not None)
+    with _aside(model), autocast, ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, Attention):
                 hooks.callback(module.register_forward_pre_hook(look).remove)
