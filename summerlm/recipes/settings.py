@@ -80,6 +80,14 @@ class Settings(Section):
     samples: SamplesConfig = SamplesConfig()
 
     @model_validator(mode="after")
+    def _check_rollback(self) -> Self:
+        if self.train.on_spike == "rollback" and self.checkpoint.every_steps is None:
+            raise ValueError(
+                "train.on_spike = 'rollback' goes back to a checkpoint: set checkpoint.every_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_batch(self) -> Self:
         tokens, context, lanes = self.train.batch_tokens, self.model.context, self.data.lanes
         if tokens % context:
@@ -182,9 +190,11 @@ def check_changes(old: Settings, new: Settings) -> None:
 
 
 def _may_change(key: str) -> bool:
-    """Tell whether a setting leaves what is trained as it is."""
+    """Tell whether a setting leaves what is trained as it is, but for steps that go wrong."""
     if key == "run.seed":
         return False
+    if key in ("train.on_spike", "train.max_skipped_steps"):
+        return True  # else a run that stopped at a spike could never go past it
     sections = ("run.", "parallel.", "checkpoint.")
     of_a_source = key.startswith("data.sources.") and key.endswith(HOW_OF_A_SOURCE)
     return of_a_source or key.startswith(sections) or key in {f"data.{name}" for name in HOW}

@@ -40,7 +40,9 @@ def test_derived_rounds_up_to_whole_steps(tiny_config):
         "data.mirror=elsewhere",
         "data.workers=2",
         "parallel.micro_batch_rows=2",
+        "parallel.shard_ranks=all",
         "checkpoint.every_steps=1",
+        "train.on_spike=skip",  # what a stop at a spike advises
         "data.sources.text.max_epochs=2",  # what the stop at the former one advises
         "train.budget_tokens=4000",
         "train.budget_tokens=2900",  # rounds up to the same steps
@@ -64,6 +66,11 @@ def test_what_it_may_not(tiny_config, tiny_settings, override, words):
     with pytest.raises(UsageError) as error:
         check_changes(tiny_settings, changed(tiny_config, override))
     assert words in str(error.value)
+
+
+def test_going_back_needs_checkpoints_on_the_way(tiny_config):
+    with pytest.raises(UsageError, match=r"set checkpoint\.every_steps"):
+        changed(tiny_config, "train.on_spike=rollback", "checkpoint.every_steps=none")
 
 
 def test_cosine_can_not_be_extended(tiny_config):
