@@ -4,7 +4,8 @@ Flow: `flight` makes a `Snapshot` once, takes it at every save, and writes its b
 The buffers are laid out as the files are, so writing is copying bytes to the disk.
 """
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -45,6 +46,9 @@ class Snapshot:
         tensors = [t for sources in self._sources.values() for t in sources.values()]
         self._on_gpu = any(t.is_cuda for t in tensors)
         self._buffers = {s: _allocate(lay.size, self._on_gpu) for s, lay in self.layouts.items()}
+        if self._on_gpu:  # memory must be unpinned before it is freed; at exit the driver does it
+            pinned = [b.data_ptr() for b in self._buffers.values() if b.numel()]
+            weakref.finalize(self, _unpin, pinned).atexit = False
         self._copied: torch.cuda.Event | None = None
 
     def take(self) -> None:
@@ -129,6 +133,11 @@ def is_finite(tensor: Tensor) -> bool:
         if chunk.numel() and not all(bool(x.isfinite()) for x in chunk.aminmax()):
             return False
     return True
+
+
+def _unpin(addresses: Sequence[int]) -> None:
+    for address in addresses:
+        torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _allocate(size: int, pinned: bool) -> Tensor:

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from summerlm.checkpoint import flight as flying
 from summerlm.checkpoint.manifest import verify
 from summerlm.checkpoint.snapshot import is_finite
 from summerlm.checkpoint.store import Retention, Store
+from summerlm.core.errors import NoCheckpointError
 from summerlm.core.failpoints import POINTS, VARIABLE
 from summerlm.train.saving import resume
 
@@ -349,3 +351,60 @@ def test_ranks_agree_on_what_they_load_and_what_is_set_aside(tmp_path):
     assert len(lines) == 1
     assert "a.weight holds a value that is not finite; set aside" in lines[0]
     assert store.steps() == [1]
+
+
+def swap(one, other):
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+
+
+DAMAGE = {
+    "swapped": lambda f: swap(f / "model-00000-of-00003.safetensors", f / "state.json"),
+    "swapped between ranks": lambda f: swap(
+        f / "model-00000-of-00003.safetensors", f / "model-00001-of-00003.safetensors"
+    ),
+    "missing": lambda f: (f / "optimizer-00002-of-00003.safetensors").unlink(),
+    "extra": lambda f: shutil.copy(f / "state.json", f / "model-00003-of-00003.safetensors"),
+    "another step's": lambda f: shutil.copy(
+        f.parent / "step-00000001" / "model-00002-of-00003.safetensors", f
+    ),
+}
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_in_any_rank_s_file_is_found_by_whoever_reads_it(tmp_path, damage, readers):
+    store = Store(tmp_path / "c", pytest.fail)
+    for step in (1, 2):
+        in_threads(3, lambda r, s=step: publish(store, s, cut(whole(s), r.rank, 3), r))
+    DAMAGE[damage](store.path(2))
+    lines = []
+
+    def load(ranks):
+        shards = ranks.world
+        found = empty_like(cut(whole(1), ranks.rank, shards))
+        folder, _ = resume(Store(store.folder, lines.append), found, ranks)
+        return folder.name, same(found, cut(whole(1), ranks.rank, shards))
+
+    assert in_threads(readers, load) == [("step-00000001", True)] * readers
+    assert len(lines) == 1
+    assert store.steps() == [1]
+
+
+def test_all_damaged_stops_all_ranks_and_moves_nothing(tmp_path):
+    store = Store(tmp_path / "c", pytest.fail)
+    for step in (1, 2):
+        in_threads(2, lambda r, s=step: publish(store, s, cut(whole(s), r.rank, 2), r))
+    (store.path(1) / "model-00001-of-00002.safetensors").write_bytes(b"x")
+    (store.path(2) / "MANIFEST.json").write_bytes(b"{}\nx\n")
+    before = sorted(str(path) for path in store.folder.rglob("*"))
+
+    def load(ranks):
+        with pytest.raises(NoCheckpointError, match="every checkpoint is damaged") as error:
+            resume(Store(store.folder, pytest.fail), empty_like(cut(whole(1))), ranks)
+        return str(error.value)
+
+    said = in_threads(2, load)
+    assert said[0] == said[1]
+    assert sorted(str(path) for path in store.folder.rglob("*")) == before

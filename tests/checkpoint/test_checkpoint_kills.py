@@ -22,6 +22,8 @@ from summerlm.train.saving import resume
 LEADING = [p for p in POINTS if p.startswith(("publish.", "prune."))]
 EVERYWHERE = [p for p in POINTS if p.startswith(("save.", "write."))]
 
+FEW = ("save.copied", "write.begun", "write.done", "save.announced")
+
 
 def go_on(store, ranks, shards):
     """Resume as a run does; gives the step, having compared every bit on this rank."""
@@ -74,7 +76,10 @@ def check(folder, announcements, shards, world):
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("point", "rank"),
-    [*((p, r) for p in EVERYWHERE for r in (0, 1)), *((p, 0) for p in LEADING)],
+    [
+        *((p, 0) for p in EVERYWHERE + LEADING),
+        *(pytest.param(p, 1, marks=() if p in FEW else pytest.mark.slow) for p in EVERYWHERE),
+    ],
 )
 def test_a_kill_at_any_line_loses_no_announced_step(tmp_path, point, rank):
     folder, announcements = tmp_path / "c", tmp_path / "announced"
