@@ -8,18 +8,16 @@ it is about to do. Once a second each thread
     4. ends the process if the job has failed and its main thread doesn't.
 """
 
-import contextlib
-import faulthandler
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from dataclasses import asdict
 
 import torch.distributed as dist
 
+from summerlm.core.dumping import dump, listen, make_dump, send
 from summerlm.core.errors import PeerLostError
 from summerlm.core.failing import Claims, Failure, failure_of
 from summerlm.core.roster import Peer, process_state
@@ -30,7 +28,6 @@ GRACE_S = 3.0  # what a rank has to end by itself, once the job has failed
 OPENING = "open"  # the phase before the first step: it reads whole sources, and has no limit
 LEFT = "left"  # the last: its process may end
 GONE = ("Z", "X", "")  # what the kernel calls a process that has ended
-DUMP_SIGNAL = signal.SIGUSR2  # prints the stacks of a process, whatever it does
 
 
 class Liveness:
@@ -67,7 +64,7 @@ class Liveness:
 
     def start(self) -> None:
         """Begin to watch."""
-        faulthandler.register(DUMP_SIGNAL, file=2, all_threads=True)
+        listen()
         self._give_sign()
         self._thread.start()
 
@@ -237,7 +234,7 @@ class Liveness:
             if self._store.check([f"dumped/{self._rank}"]):
                 os._exit(failure.code)  # a stopped one that was made to dump: it must not go on
             self._store.set(f"dumped/{self._rank}", "")
-            _dump_stacks(self._me)
+            dump(self._me)
             self._help(failure.hanging)
         elif self._leaving.wait(GRACE_S):
             return
@@ -254,17 +251,17 @@ class Liveness:
         for peer in hung:
             if process_state(peer, self._me) == "T":
                 self._store.set(f"dumped/{peer.rank}", "")
-                _make_dump(peer)  # comes before anything else that it does
-                _send(peer, signal.SIGCONT)
+                make_dump(peer)  # comes before anything else that it does
+                send(peer, signal.SIGCONT)
         time.sleep(1.5 * self._period_s)
         for peer in hung:
             if not self._store.check([f"dumped/{peer.rank}"]):
-                _make_dump(peer)
+                make_dump(peer)
         for _ in range(30):  # those that can end do so meanwhile
             hung = [peer for peer in hung if process_state(peer, self._me) not in GONE]
             time.sleep(0.1 * self._period_s if hung else 0.0)
         for peer in hung:
-            _send(peer, signal.SIGKILL)
+            send(peer, signal.SIGKILL)
 
 
 def _lost_a_peer(error: BaseException) -> bool:
@@ -277,23 +274,5 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _make_dump(peer: Peer) -> None:
-    os.write(2, f"{peer}:\n".encode())
-    _send(peer, DUMP_SIGNAL)
-
-
-def _send(peer: Peer, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(peer.process, number)
-
-
 def _say(failure: Failure) -> None:
     os.write(2, f"error: {failure.text}\n".encode())
-
-
-def _dump_stacks(me: Peer) -> None:
-    """Print the stacks of all threads in one write, so that ranks don't interleave."""
-    with tempfile.TemporaryFile() as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        os.write(2, f"{me}:\n".encode() + file.read())

@@ -1,4 +1,5 @@
 import os
+import pickle
 import re
 import signal
 import time
@@ -201,6 +202,16 @@ def test_a_rank_that_hangs_is_named_and_all_print_their_stacks(tmp_path, how, to
     assert codes[0] == 1
     assert codes[1] in ({-9} if how == "lock" else {1, -9} if how == "stop" else {1})
     assert seconds < 10
+
+
+def test_a_job_that_hangs_leaves_what_torchs_flight_recorder_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", str(tmp_path / "trace_"))
+    with Job(tmp_path, hangs, "step", timeout_s=HANG_S) as job:
+        assert job.end()[0] == [1, 1]
+    traces = [pickle.loads((tmp_path / f"trace_{rank}").read_bytes()) for rank in (0, 1)]
+    names = [[entry["profiling_name"] for entry in trace["entries"]] for trace in traces]
+    assert names[0][: len(names[1])] == names[1]
+    assert names[0][len(names[1]) :] == ["gloo:all_reduce"], "which rank 1 never came to"
 
 
 def waits_for_data(ranks):
