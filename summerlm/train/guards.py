@@ -24,7 +24,7 @@ LEVEL = 32  # the last of them, from which deviations are counted; fewer say too
 DEVIATIONS = 6.0
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 LOSS_FLOOR = 0.05  # nats: the least that counts as a deviation, so 0.3 above the level are borne
-NORM_FLOOR = 0.25  # of its logarithm: 4.5 times the level is borne
+NORM_FLOOR = 0.4  # of its logarithm: 11 times the level is borne, for clipping tames such
 
 
 class Verdict(StrEnum):
