@@ -3,7 +3,7 @@
 Flow: `build.OptimizerSet` owns one `AdamW` for everything that Muon doesn't train.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -93,15 +93,42 @@ class AdamW:
         sums = []
         for group in self._adam.param_groups:
             rate, decay = group["lr"], group["weight_decay"]
-            for weight in group["params"]:
-                state = self._adam.state[weight]
-                c1 = 1 - self._config.beta1 ** state["step"]
-                root = (1 - self._config.beta2 ** state["step"]).sqrt()
-                scale = root / c1 * (rate / (1 - rate * decay))
-                eps, share = self._config.eps * root, decay * c1 / root
-                flat = (weight.view(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1))
-                for w, m, v in zip(*(t.split(CHUNK_ELEMENTS) for t in flat), strict=True):
-                    u = torch.div(m, v.sqrt().add_(eps))
-                    norm = (u.addcmul_(w, share) if decay else u).norm()
-                    sums.append((norm * scale).double().square())
+            states = [self._adam.state[weight] for weight in group["params"]]
+            step = states[0]["step"]  # all have made as many
+            c1, root = 1 - self._config.beta1**step, (1 - self._config.beta2**step).sqrt()
+            eps, share = self._config.eps * root, decay * c1 / root
+            norms: list[Tensor] = []
+            for w, m, v in _portions(group["params"], states):
+                u = torch._foreach_sqrt(v)
+                torch._foreach_add_(u, [eps] * len(u))  # a list: a single tensor would be read
+                u = torch._foreach_div(m, u)
+                if decay:
+                    torch._foreach_add_(u, torch._foreach_mul(w, [share] * len(w)))
+                norms += torch._foreach_norm(u)
+            scale = root / c1 * (rate / (1 - rate * decay))
+            sums.append((torch.stack(norms) * scale).double().square().sum())
         return torch.stack(sums).sum()
+
+
+def _portions(
+    weights: Iterable[Tensor], states: Iterable[Mapping[str, Tensor]]
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Cut weights and their two moments into pieces, and hand out a limited number at once."""
+    pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+    total = 0
+    for weight, state in zip(weights, states, strict=True):
+        tensors = (weight, state["exp_avg"], state["exp_avg_sq"])
+        for piece in zip(*(t.view(-1).split(CHUNK_ELEMENTS) for t in tensors), strict=True):
+            if pieces and total + piece[0].numel() > CHUNK_ELEMENTS:
+                yield _columns(pieces)
+                pieces, total = [], 0
+            pieces.append(piece)
+            total += piece[0].numel()
+    yield _columns(pieces)
+
+
+def _columns(
+    rows: list[tuple[Tensor, Tensor, Tensor]],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    w, m, v = map(list, zip(*rows, strict=True))
+    return w, m, v

@@ -112,10 +112,6 @@ class OptimizerSet:
             found |= muon.parts()
         return found
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Give the state of a rank alone: whole tensors by the names of `parts`."""
-        return {name: part.tensor for name, part in self.parts().items()}
-
 
 def _muon(
     group: Group,
