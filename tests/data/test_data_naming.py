@@ -18,12 +18,15 @@ from data_streams import (
     make_order,
     take,
 )
+from test_data_tokens import write_folder
 
 from summerlm.core.config import validate
-from summerlm.data.config import DataConfig
+from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.naming import STEPS_AHEAD, deal_again, follow, name_document
 from summerlm.data.opening import open_sources
 from summerlm.data.shards.rows import Dropped
+from summerlm.data.tokens.following import follow_tokens
+from summerlm.data.tokens.reading import Tokens
 
 
 class TellingTokenizer(ByteTokenizer):
@@ -163,6 +166,29 @@ def test_nothing_is_read_beyond_the_end_of_the_documents():
     followed = follow(order, {}, 1, [0], last_step=100)
     assert [row for row, _ in followed.rows] == list(range(1, len(followed.rows) + 1))
     assert len(followed.rows) == 2
+
+
+@pytest.mark.parametrize("open_documents", [1, 3])
+@pytest.mark.parametrize("rows", [[0], [5], [1, 5], [7, 2, 3], list(range(8))], ids=str)
+def test_dealt_tokens_tell_the_same_rows(rows, open_documents, tmp_path):
+    sources, step = telling_sources(seed=3), 3
+    shape = SHAPE | {"open_documents": open_documents}
+    data = DataConfig(
+        sources={n: SourceConfig(path=n, weight=1, licence="CC0-1.0") for n in "ab"},
+        lanes=shape["lanes"],
+        open_documents=open_documents,
+    )
+    loader = make_loader(sources, [2, 1], TellingTokenizer(), **shape)
+    write_folder(tmp_path / "out", loader, [2, 9, 4], data, TellingTokenizer.vocabulary)
+    tokens = Tokens(tmp_path / "out")
+    for last_step in (3, 4, 15):
+        named = follow(loader.order, {}, step, rows, last_step)
+        told = follow_tokens(tokens, BOS, step, rows, last_step)
+        assert told.rows == named.rows
+        assert told.documents == []
+        assert told.open_ends >= named.open_ends
+    assert len(named.rows) > len(rows)
+    assert told == follow_tokens(tokens, BOS, step, rows, last_step=999), "as far as there are any"
 
 
 def test_a_document_of_a_file_is_named_by_file_group_and_row(tmp_path):
