@@ -20,11 +20,12 @@ from summerlm.checkpoint.manifest import (
     verify,
 )
 from summerlm.checkpoint.reading import check_finite
-from summerlm.checkpoint.store import Retention, Store
+from summerlm.checkpoint.store import Store
 from summerlm.core.config import read_settings
 from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder
-from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.settings import Settings
+from summerlm.recipes.storing import retention
 
 
 def list_checkpoints(path: Path) -> dict[str, Any]:
@@ -154,24 +155,6 @@ def roll_back(path: Path, step: int) -> list[str]:
             raise NoCheckpointError(f"{error}; nothing is moved") from None
         store.branch_off(step)
     return lines or [f"step {step} is the last checkpoint already; nothing to move"]
-
-
-def retention(settings: Settings, keep_last: int | None = None) -> Retention:
-    """Tell which checkpoints of a run stay.
-
-    Args:
-        settings: The run's settings.
-        keep_last: How many of the newest stay; None = as the settings say.
-
-    Returns:
-        The rule: those, every n-th, and the one that a longer run can start from.
-    """
-    stable = derive(settings).stable_steps
-    return Retention(
-        settings.checkpoint.keep_last if keep_last is None else keep_last,
-        settings.checkpoint.keep_every_steps,
-        frozenset(() if stable is None else (stable,)),
-    )
 
 
 def show_list(facts: dict[str, Any], console: Console) -> None:

@@ -6,7 +6,6 @@ Flow: `pretrain` prints `describe_run`, opens the recorder with `open_recorder`,
 
 import resource
 import time
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -97,26 +96,26 @@ class Record:
         """
         speed = self._watch.tick(self._batch)
         fed = event.data
-        row: dict[str, Any] = {
-            "step": event.step,
-            "loss": event.loss,
-            "tokens": event.tokens,
-            "lr": event.rate * self._peak_lr,
-            "grad_norm": event.grad_norm,
-            "update_norm": event.update_norm,
-            "updated": event.verdict is Verdict.FINE,
-            "batch_sha": fed.sha,
-            "loss_by_source": dict(event.source_loss),
-            "attention_logit_max": self._attention_logit_max(event),
-            "tokens_per_second": speed,
-            "data_wait_s": fed.wait_s,
-            "memory_bytes": peak_memory(self._run.device),
-            "elapsed_s": self._elapsed + time.monotonic() - self._start,
-            "mfu": speed * self._flops / self._peak_flops if self._peak_flops else None,
-        }
-        if fed.slowest_rank is not None:
-            row |= {"slowest_rank": fed.slowest_rank, "slowest_excess_s": fed.slowest_excess_s}
-        self._recorder.write("train", **row)
+        self._recorder.write(
+            "train",
+            step=event.step,
+            loss=event.loss,
+            tokens=event.tokens,
+            lr=event.rate * self._peak_lr,
+            grad_norm=event.grad_norm,
+            update_norm=event.update_norm,
+            updated=event.verdict is Verdict.FINE,
+            batch_sha=fed.sha,
+            loss_by_source=dict(event.source_loss),
+            attention_logit_max=self._attention_logit_max(event),
+            tokens_per_second=speed,
+            data_wait_s=fed.wait_s,
+            slowest_rank=fed.slowest_rank,
+            slowest_excess_s=fed.slowest_excess_s,
+            memory_bytes=peak_memory(self._run.device),
+            elapsed_s=self._elapsed + time.monotonic() - self._start,
+            mfu=speed * self._flops / self._peak_flops if self._peak_flops else None,
+        )
         if event.verdict is not Verdict.FINE:
             self._record_skip(event)
 

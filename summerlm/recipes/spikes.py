@@ -66,10 +66,15 @@ class Spikes:
         rows = offending(nats, targets, event.limits.loss)
         followed = self._follow(event.step, rows)
         ranks.agree(lambda: self.quarantine.add(followed.rows))
-        self._incident(
-            event,
+        reason = (
             f"going back to the last checkpoint; {len(followed.rows)} rows of "
-            f"{len(followed.documents)} documents are left out from now on",
+            f"{len(followed.documents)} documents are left out from now on"
+        )
+        self._recorder.write(
+            "incident",
+            line=f"warning: step {event.step}: {reason}",
+            step=event.step,
+            reason=reason,
             rows=followed.rows,
             documents=[name._asdict() for name in followed.documents],
         )
@@ -85,6 +90,6 @@ class Spikes:
         last = derive(self._run.settings).steps
         return ranks.lead(lambda: follow(loader.order, lanes, step, rows, last))
 
-    def _incident(self, event: Event, reason: str, **fields: Any) -> None:
+    def _incident(self, event: Event, reason: str) -> None:
         line = f"warning: step {event.step}: {reason}"
-        self._recorder.write("incident", line=line, step=event.step, reason=reason, **fields)
+        self._recorder.write("incident", line=line, step=event.step, reason=reason)

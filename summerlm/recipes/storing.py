@@ -13,7 +13,7 @@ from summerlm.core.record import Recorder
 from summerlm.data.ledger import Ledger
 from summerlm.recipes.data.locking import lock_path
 from summerlm.recipes.opening import Run
-from summerlm.recipes.settings import derive
+from summerlm.recipes.settings import Settings, derive
 from summerlm.train.guards import Guard
 from summerlm.train.saving import Saver
 
@@ -31,7 +31,7 @@ def make_saver(run: Run, recorder: Recorder, guard: Guard, ledger: Ledger) -> Sa
         The saver.
     """
     settings = run.settings
-    config, stable = dump_toml(settings).encode(), derive(settings).stable_steps
+    config = dump_toml(settings).encode()
 
     def announce(outcome: Outcome) -> None:
         recorder.write(
@@ -59,11 +59,25 @@ def make_saver(run: Run, recorder: Recorder, guard: Guard, ledger: Ledger) -> Sa
             "settings": hashlib.sha256(config).hexdigest(),
             "data": sha256_file(lock_path(settings)),
         },
-        retention=Retention(
-            settings.checkpoint.keep_last,
-            settings.checkpoint.keep_every_steps,
-            frozenset(() if stable is None else (stable,)),
-        ),
+        retention=retention(settings),
         warn=lambda line: recorder.write("incident", line=f"warning: {line}", reason=line),
         saved=announce,
+    )
+
+
+def retention(settings: Settings, keep_last: int | None = None) -> Retention:
+    """Tell which checkpoints of a run stay.
+
+    Args:
+        settings: The run's settings.
+        keep_last: How many of the newest stay; None = as the settings say.
+
+    Returns:
+        The rule: those, every n-th, and the one that a longer run can start from.
+    """
+    stable = derive(settings).stable_steps
+    return Retention(
+        settings.checkpoint.keep_last if keep_last is None else keep_last,
+        settings.checkpoint.keep_every_steps,
+        frozenset(() if stable is None else (stable,)),
     )
