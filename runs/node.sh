@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# A run on one machine: a rank for each GPU, started again by themselves after a crash.
+#   runs/node.sh CONFIG [section.key=value]...
+# RANKS: ranks to start, where not one for each GPU. RESTARTS: how often after a crash.
+set -euo pipefail
+ranks=${RANKS:-$(python -c 'import torch; print(torch.cuda.device_count() or 1)')}
+exec summerlm train "$@" --nproc "$ranks" --max-restarts "${RESTARTS:-3}"
