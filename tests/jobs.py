@@ -1,10 +1,13 @@
 """Jobs of several ranks that may fail: how each ends, and what all of them print, for tests.
 
-The ranks are forks of the test's process, which keeps the job's store as torchrun does.
+The ranks are forks of the test's process, which keeps the job's store as torchrun does, or leaves
+that to rank 0, as launchers do that only set variables.
 """
 
 import multiprocessing
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,19 +36,21 @@ class Job:
         data_allowance_s: float | None = None,
         store: dist.TCPStore | None = None,
         attempt: int = 0,
+        store_of_rank_0: bool = False,
     ) -> None:
         self.log = folder / f"log-{attempt}.txt"
         self.store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.start = time.monotonic()
         self.ranks = []
+        port = _free_port() if store_of_rank_0 else self.store.port
         for rank in range(world):
             env = {
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": world,
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": self.store.port,
-                "TORCHELASTIC_USE_AGENT_STORE": True,
+                "MASTER_PORT": port,
+                "TORCHELASTIC_USE_AGENT_STORE": not store_of_rank_0,
                 "TORCHELASTIC_RESTART_COUNT": attempt,
             }
             call = (self.log, env, timeout_s, data_allowance_s, act, args)
@@ -80,6 +85,12 @@ class Job:
         return [rank.exitcode for rank in self.ranks], self.log.read_text(), seconds
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def _serve(log, env, timeout_s, data_allowance_s, act, args) -> None:
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -92,8 +103,6 @@ def _serve(log, env, timeout_s, data_allowance_s, act, args) -> None:
             act(ranks, *args)
 
     cli.app = command
-    import sys
-
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     cli.main()
     sys.stdout.flush()

@@ -105,15 +105,14 @@ def one_voice() -> Iterator[None]:
             raise
         import torch.distributed as dist
 
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=10),
-        )
-        start = f"before-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
         mine = failure_of(error, int(os.environ["RANK"]))
-        first = Claims(dist.PrefixStore(start, store)).claim(mine)
+        start = f"before-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            store = dist.TCPStore(address, port, timeout=timedelta(seconds=10))
+            first = Claims(dist.PrefixStore(start, store)).claim(mine)
+        except RuntimeError:  # the launcher is gone: rather said twice than not at all
+            raise error from None
         if first != mine:
             raise SystemExit(first.code) from None
         raise

@@ -110,12 +110,17 @@ class Liveness:
         if isinstance(error, SystemExit):
             self._leaving.set()
             return error
-        first = None
-        if _lost_a_peer(error):
-            first = self._wait_for_the_cause()
-            error = PeerLostError(f"the connection to another rank broke: {_first_line(error)}")
-        mine = failure_of(error, self._rank)
-        first = first or self._claims.claim(mine)
+        try:
+            first = None
+            if _lost_a_peer(error):
+                first = self._wait_for_the_cause()
+                error = PeerLostError(f"the connection to another rank broke: {_first_line(error)}")
+            mine = failure_of(error, self._rank)
+            first = first or self._claims.claim(mine)
+        except RuntimeError:  # the store is gone
+            first = mine = failure_of(error, self._rank)
+            if isinstance(error, PeerLostError) or _lost_a_peer(error):
+                self._thread.join()  # says whose end that was, and ends the process
         if first.hanging:
             self._thread.join()  # prints the stacks and ends the process
         self._leaving.set()
@@ -138,9 +143,10 @@ class Liveness:
             except RuntimeError as error:  # the store's own, all of them
                 if time.monotonic() - reached < GRACE_S:
                     continue
-                failure = Failure(
-                    self._rank, 1, f"the job's store can't be reached: {_first_line(error)}"
-                )
+                words = f"the job's store can't be reached: {_first_line(error)}"
+                if dead := [p for p in self._peers if process_state(p, self._me) in GONE]:
+                    words = _tell_killed(dead)  # rank 0, which kept it: each rank says so
+                failure = Failure(self._rank, PeerLostError.exit_code, words)
                 _say(failure)
             if failure is not None:
                 return self._end(failure)
@@ -154,8 +160,7 @@ class Liveness:
         dead = [p for p in self._peers if process_state(p, self._me) in GONE]
         lost = [p for p, phase in zip(dead, self._phases(dead), strict=True) if phase != LEFT]
         if lost:
-            words = " and ".join(map(str, lost))
-            return self._speak(f"{words} {'was' if len(lost) == 1 else 'were'} killed")
+            return self._speak(_tell_killed(lost))
         stands = self._stands()
         if not stands and self._rank not in (0, len(self._peers) - 1):
             return None  # two watch for signs of all others, and that is enough for the store
@@ -268,6 +273,10 @@ def _lost_a_peer(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )
+
+
+def _tell_killed(peers: list[Peer]) -> str:
+    return f"{' and '.join(map(str, peers))} {'was' if len(peers) == 1 else 'were'} killed"
 
 
 def _first_line(error: BaseException) -> str:

@@ -161,6 +161,25 @@ def test_a_killed_rank_is_named_once(tmp_path, act, killed):
     assert seconds < 10
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_named_where_rank_0_keeps_the_store(tmp_path, killed):
+    with Job(tmp_path, exchanges_for_ever, store_of_rank_0=True) as job:
+        job.await_line("begun", 2)
+        job.kill(killed, signal.SIGKILL)
+        codes, words, _ = job.end()
+    assert codes == ([-9, 1] if killed == 0 else [1, -9])
+    assert words.count(f"error: rank {killed} (process {job.ranks[killed].pid} ") == 1
+    assert words.count("error") == 1
+
+
+@pytest.mark.parametrize("act", [raises_down, steps])
+def test_rank_0_may_keep_the_store(tmp_path, act):
+    with Job(tmp_path, act, *([2] if act is steps else []), store_of_rank_0=True) as job:
+        codes, words, _ = job.end()
+    assert codes == ([0, 0] if act is steps else [5, 5])
+    assert words.count("error") == (act is raises_down)
+
+
 # a rank that hangs
 
 
@@ -204,6 +223,7 @@ def test_a_rank_that_hangs_is_named_and_all_print_their_stacks(tmp_path, how, to
     assert seconds < 10
 
 
+@pytest.mark.slow
 def test_a_job_that_hangs_leaves_what_torchs_flight_recorder_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", str(tmp_path / "trace_"))
     with Job(tmp_path, hangs, "step", timeout_s=HANG_S) as job:
