@@ -168,27 +168,43 @@ def test_nothing_is_read_beyond_the_end_of_the_documents():
     assert len(followed.rows) == 2
 
 
+def write_tokens(folder, sources, lengths, **shape):
+    data = DataConfig(
+        sources={s.name: SourceConfig(path="x", weight=1, licence="CC0-1.0") for s in sources},
+        lanes=shape["lanes"],
+        open_documents=shape["open_documents"],
+    )
+    loader = make_loader(sources, [2, 1][: len(sources)], TellingTokenizer(), **shape)
+    write_folder(folder, loader, lengths, data, TellingTokenizer.vocabulary)
+    return loader.order, Tokens(folder)
+
+
 @pytest.mark.parametrize("open_documents", [1, 3])
 @pytest.mark.parametrize("rows", [[0], [5], [1, 5], [7, 2, 3], list(range(8))], ids=str)
 def test_dealt_tokens_tell_the_same_rows(rows, open_documents, tmp_path):
-    sources, step = telling_sources(seed=3), 3
     shape = SHAPE | {"open_documents": open_documents}
-    data = DataConfig(
-        sources={n: SourceConfig(path=n, weight=1, licence="CC0-1.0") for n in "ab"},
-        lanes=shape["lanes"],
-        open_documents=open_documents,
-    )
-    loader = make_loader(sources, [2, 1], TellingTokenizer(), **shape)
-    write_folder(tmp_path / "out", loader, [2, 9, 4], data, TellingTokenizer.vocabulary)
-    tokens = Tokens(tmp_path / "out")
-    for last_step in (3, 4, 15):
-        named = follow(loader.order, {}, step, rows, last_step)
-        told = follow_tokens(tokens, BOS, step, rows, last_step)
-        assert told.rows == named.rows
-        assert told.documents == []
-        assert told.open_ends >= named.open_ends
-    assert len(named.rows) > len(rows)
-    assert told == follow_tokens(tokens, BOS, step, rows, last_step=999), "as far as there are any"
+    order, tokens = write_tokens(tmp_path / "out", telling_sources(seed=3), [2, 20, 9], **shape)
+    longer = ended = 0
+    for step in range(1, 32):
+        for last_step in (step, min(step + 1, 31), 31):
+            named = follow(order, {}, step, rows, last_step)
+            told = follow_tokens(tokens, BOS, step, rows, last_step)
+            assert (told.rows, told.documents) == (named.rows, [])
+            assert named.open_ends <= told.open_ends <= len(rows)
+            longer += len(named.rows) > len(rows)
+            ended += told.open_ends == 0 and last_step == 31
+        assert told == follow_tokens(tokens, BOS, step, rows, last_step=999), "as far as they go"
+    assert longer > 20
+    assert ended > 10
+
+
+def test_dealt_tokens_are_followed_so_far_and_no_further(tmp_path):
+    sources = [MemorySource("a", [["0:3000"], ["1:3000"]])]
+    shape = SHAPE | {"lanes": 2, "rows": 2, "open_documents": 1}
+    _, tokens = write_tokens(tmp_path / "out", sources, [80], **shape)
+    followed = follow_tokens(tokens, BOS, 3, [1], last_step=80)
+    assert followed.rows == [(step, 1) for step in range(3, 3 + STEPS_AHEAD + 1)]
+    assert followed.open_ends == 1
 
 
 def test_a_document_of_a_file_is_named_by_file_group_and_row(tmp_path):
