@@ -54,7 +54,9 @@ def pretrain(settings: Settings, console: Console) -> int:
         The exit code: 0 when finished or stopped and saved, 75 after SIGUSR1.
     """
     device, limit = device_type(settings.run.device), settings.parallel.timeout_s
-    with StopRequest() as stop, join(device, limit, settings.data.deadline_s) as ranks:
+    # the loader gives up by itself, with better words, after one deadline and what hangs behind it
+    patience = 2 * settings.data.deadline_s + 4 * settings.data.stall_timeout_s
+    with StopRequest() as stop, join(device, limit, patience) as ranks:
         if settings.data.lanes % ranks.world:
             raise refuse_world(ranks.world, settings.data.lanes)
         voice = console if ranks.leads else Console(quiet=True)
@@ -108,7 +110,7 @@ def train_run(
 
 
 @dataclass(frozen=True)
-class Station:
+class Equipment:
     """What one start of a run has beside the run itself."""
 
     guard: Guard
@@ -136,12 +138,12 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         WorkerDiedError: If a data worker was killed; the last step is saved before.
         Rollback: If a spike asks to go on from the checkpoint before it.
     """
-    station = equip(run, recorder, stop)
-    saver, last = station.saver, derive(run.settings).steps
-    hooks = make_hooks(run, recorder, station)
+    gear = equip(run, recorder, stop)
+    saver, last = gear.saver, derive(run.settings).steps
+    hooks = make_hooks(run, recorder, gear)
     event = None
     try:
-        for event in make_steps(run, station, stop):
+        for event in make_steps(run, gear, stop):
             for hook in hooks:
                 hook(event)
             asked = stop.received if run.ranks.world == 1 else event.stop
@@ -157,16 +159,16 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         if event is not None:
             saver.save(event)
             saver.finish()
-            write_ledger(run, station.ledger)
+            write_ledger(run, gear.ledger)
         raise
     finally:
-        station.loader.close()
+        gear.loader.close()
         saver.close()
-    write_ledger(run, station.ledger)
+    write_ledger(run, gear.ledger)
     return event is not None and event.step == last
 
 
-def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Station:
+def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Equipment:
     """Make what one start of a run needs beside the run itself; every rank calls this.
 
     Args:
@@ -196,52 +198,52 @@ def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Station:
     watch, loader = ranks.agree(open_data)
     saver = make_saver(run, recorder, guard, ledger)
     spikes = Spikes(run, loader, saver, recorder)
-    return Station(guard, ledger, saver, spikes, watch, loader)
+    return Equipment(guard, ledger, saver, spikes, watch, loader)
 
 
-def make_hooks(run: Run, recorder: Recorder, station: Station) -> list[Hook]:
+def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
     """List what happens after each step, in order.
 
     Args:
         run: The run.
         recorder: Where its events go.
-        station: What hangs on it.
+        gear: What hangs on it.
 
     Returns:
         The hooks.
     """
-    settings, derived, watch = run.settings, derive(run.settings), station.watch
-    last, saver = derived.steps, station.saver
+    settings, derived, watch = run.settings, derive(run.settings), gear.watch
+    last, saver = derived.steps, gear.saver
     return [
-        lambda event: station.ledger.add(event.data.source_counts),
+        lambda event: gear.ledger.add(event.data.source_counts),
         lambda event: record_incidents(recorder, event),
         lambda event: saver.poll(event.data.reports),
         Record(recorder, run, seconds_spent(run.folder)),
-        station.spikes,
+        gear.spikes,
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
         every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),
     ]
 
 
-def make_steps(run: Run, station: Station, stop: StopRequest) -> Iterator[Event]:
+def make_steps(run: Run, gear: Equipment, stop: StopRequest) -> Iterator[Event]:
     """Begin the loop of a run.
 
     Args:
         run: The run.
-        station: What hangs on it.
+        gear: What hangs on it.
         stop: A request to stop.
 
     Returns:
         The steps, as they are completed.
     """
     settings, derived, state = run.settings, derive(run.settings), run.state or {}
-    mask, report = station.spikes.quarantine.mask, station.saver.report
+    mask, report = gear.spikes.quarantine.mask, gear.saver.report
     return train(
         make_stepper(run),
-        Feed(station.loader, run.ranks, run.device, stop, mask, report),
+        Feed(gear.loader, run.ranks, run.device, stop, mask, report),
         lambda tokens: rate_factor(settings.optim, tokens, derived.tokens),
-        station.guard,
+        gear.guard,
         stretch=Stretch(state.get("step", 0), state.get("tokens", 0), derived.steps),
         sources=[source.name for source in run.sources],
         ranks=run.ranks,
