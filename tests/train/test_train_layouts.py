@@ -120,6 +120,24 @@ def test_a_layout_gives_the_same_bits_twice_and_over_a_restart(world):
             assert whole == resumed
 
 
+def go_back(ranks, shards):
+    """A step, with weights filled anew after an evaluation, as a checkpoint fills them."""
+    first = make(ranks, {"shard_ranks": shards})
+    former = {name: tensor.clone() for name, tensor in live(first).items()}
+    once = run_step(first, 1).loss.item()
+    model, batch = first.layout.model, batch_of(99)
+    with torch.no_grad():
+        model(batch.tokens, batch.documents)  # and whoever evaluates forgets to let it rest
+    for name, tensor in live(first).items():
+        tensor.copy_(former[name])
+    return run_step(first, 1).loss.item() == once
+
+
+@pytest.mark.parametrize("shards", [1, "all"])
+def test_no_rank_keeps_old_weights(shards):
+    assert run_ranks(go_back, shards) == [True, True]
+
+
 def poison(ranks, shards, where, value):
     """A step where one rank's loss or gradient is not finite, between two that are."""
     stepper = make(ranks, {"shard_ranks": shards}, MUON)
@@ -194,7 +212,7 @@ def measure_bytes(ranks, shards):
     sizes = {"width": 128, "mlp_hidden": 256}
     stepper = make(ranks, {"shard_ranks": shards}, MUON, sizes)
     run_step(stepper, 1)
-    stepper.layout.rest()
+    validate(stepper)
     stepper.layout.model.zero_grad()
     gc.collect()
     storages = {
@@ -231,8 +249,9 @@ def test_gradients_are_reduced_once_a_step(shards):
         n: c for n, c in many.items() if n not in gathers
     }
     assert sum(one.values()) > 1
-    if shards == 1:
-        assert not gathers
+    # with 2 blocks: all on the way forward, the blocks anew on the way back, for each of 6 rows
+    assert sum(one[n] for n in gathers) == (0 if shards == 1 else 5)
+    assert sum(many[n] for n in gathers) == (0 if shards == 1 else 5 * 6)
 
 
 def mask_rows(ranks):
