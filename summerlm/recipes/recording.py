@@ -120,12 +120,13 @@ class Record:
             self._record_skip(event)
 
     def _record_skip(self, event: Event) -> None:
-        reason = "loss or gradient not finite; the step changed nothing"
-        if event.verdict is Verdict.SPIKE:
-            reason = (
-                f"a spike: loss {event.loss:.4g} (limit {event.limits.loss:.4g}), gradient norm "
-                f"{event.grad_norm:.4g} (limit {event.limits.norm:.4g}); the step changed nothing"
-            )
+        reason = {
+            Verdict.NOT_FINITE: "loss or gradient not finite; the step changed nothing",
+            Verdict.EMPTY: "all its rows are in quarantine; the step changed nothing",
+            Verdict.SPIKE: f"a spike: loss {event.loss:.4g} (limit {event.limits.loss:.4g}), "
+            f"gradient norm {event.grad_norm:.4g} (limit {event.limits.norm:.4g}); the step "
+            "changed nothing",
+        }[event.verdict]
         line = f"warning: step {event.step}: {reason}"
         sha = event.data.sha
         self._recorder.write("incident", line=line, step=event.step, reason=reason, batch_sha=sha)

@@ -12,6 +12,8 @@ from summerlm.core.errors import SaveError
 from summerlm.core.record import Recorder
 from summerlm.data.loader import Loader, Steps, merge_states
 from summerlm.data.naming import Followed, follow
+from summerlm.data.tokens.following import follow_tokens
+from summerlm.data.tokens.reading import Tokens
 from summerlm.recipes.opening import Run
 from summerlm.recipes.settings import derive
 from summerlm.train.guards import Verdict
@@ -82,13 +84,17 @@ class Spikes:
 
     def _follow(self, step: int, rows: list[int]) -> Followed:
         """Name the rows' documents and find where they go on; every rank gets the same."""
-        ranks, loader = self._run.ranks, self._loader
-        state = merge_states(ranks.exchange(self._data)) if self._data else self._run.state_of_data
-        if not isinstance(loader, Loader):  # tokens don't say which documents they are of
-            return Followed([(step, row) for row in rows], [], 0)
+        run, loader = self._run, self._loader
+        last = derive(run.settings).steps
+        if isinstance(run.sources, Tokens):  # tokens don't say which documents they are of
+            tokens, bos = run.sources, run.tokenizer.bos
+            return run.ranks.lead(lambda: follow_tokens(tokens, bos, step, rows, last))
+        assert isinstance(loader, Loader), "sources are dealt by a loader"
+        order, state = loader.order, run.state_of_data
+        if self._data is not None:
+            state = merge_states(run.ranks.exchange(self._data))
         lanes = state["lanes"] if state else {}
-        last = derive(self._run.settings).steps
-        return ranks.lead(lambda: follow(loader.order, lanes, step, rows, last))
+        return run.ranks.lead(lambda: follow(order, lanes, step, rows, last))
 
     def _incident(self, event: Event, reason: str) -> None:
         line = f"warning: step {event.step}: {reason}"

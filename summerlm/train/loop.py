@@ -118,7 +118,7 @@ def train(
         figures = (result.loss, result.grad_norm, result.update_norm, result.ok)
         loss, norm, update, ok = torch.stack([figure.double() for figure in figures]).tolist()
         nats, counts = result.source_nats.tolist(), result.source_targets.tolist()
-        verdict = guard.see(number, loss, norm, bool(ok))
+        verdict = guard.see(number, loss, norm, bool(ok), count=done.count)
         ranks.phase("hooks", number)
         began = time.monotonic()
         yield Event(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ranks import run_ranks
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import summerlm.train.probe as probe
 from summerlm.model.config import ModelConfig
@@ -145,12 +145,11 @@ def test_hooks_go_when_the_pass_fails():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_under_autocast_it_is_close():
+def test_in_bfloat16_it_is_close():
     model = make()
     tokens, documents = make_batch(23)
     exact = attention_logit_max(model, tokens, documents)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attention_logit_max(model, tokens, documents)
+    found = attention_logit_max(model, tokens, documents, torch.bfloat16)
     assert found.dtype == torch.float32
     assert found != exact
     assert found.item() == pytest.approx(exact.item(), rel=0.05)
@@ -179,22 +178,26 @@ def test_compiled_blocks_stay_compiled():
     assert len(compiled) == made, "nothing is compiled for the probe or after it"
 
 
-def probe_sharded(ranks):
+def probe_sharded(ranks, precision):
     model = make()
     tokens, documents = make_batch(17, B=1, seed=ranks.rank)
-    alone = attention_logit_max(model, tokens, documents).item()
-    for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)
-    model(tokens, documents).sum().backward()
-    sharded = attention_logit_max(model, tokens, documents).item()
-    model(tokens, documents).sum().backward()
+    alone = attention_logit_max(model, tokens, documents, precision).item()
+    policy = MixedPrecisionPolicy(param_dtype=precision)
+    for module in (*model.blocks, model):
+        fully_shard(module, mp_policy=policy)
+    train = torch.autocast("cpu", precision, enabled=precision is not None)
+    with train:
+        model(tokens, documents).sum().backward()
+    sharded = attention_logit_max(model, tokens, documents, precision).item()
+    with train:
+        model(tokens, documents).sum().backward()
     return alone, sharded
 
 
 @pytest.mark.ranks
-def test_a_sharded_model_has_the_same_logits():
-    pairs = run_ranks(probe_sharded)
+@pytest.mark.parametrize(("precision", "close"), [(None, 1e-6), (torch.bfloat16, 0.02)])
+def test_a_sharded_model_has_the_same_logits(precision, close):
+    pairs = run_ranks(probe_sharded, precision)
     for alone, sharded in pairs:
-        assert sharded == pytest.approx(alone, rel=1e-6)
+        assert sharded == pytest.approx(alone, rel=close)
     assert pairs[0] != pairs[1], "each rank sees its own row"

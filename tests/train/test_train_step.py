@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from summerlm.core.errors import DivergedError, UsageError
+from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE
 from summerlm.data.batch import IGNORE, Batch
 from summerlm.model.config import ModelConfig
@@ -12,7 +12,6 @@ from summerlm.optim.config import OptimConfig
 from summerlm.parallel.config import ParallelConfig
 from summerlm.parallel.layout import lay_out
 from summerlm.train.config import TrainConfig, compute_dtype
-from summerlm.train.guards import SkipGuard
 from summerlm.train.step import Stepper
 
 MODEL = ModelConfig(
@@ -129,19 +128,6 @@ def test_dropout_depends_on_seed_step_and_nothing_before():
     torch.rand(5)
     assert losses(0, [2]) == [two]
     assert losses(1, [2]) != [two]
-
-
-def test_guard_stops_only_after_too_many_in_a_row():
-    guard = SkipGuard(max_in_a_row=2)
-    for step, ok in enumerate([False, False, True, False, False]):
-        guard.see(ok)
-        guard.check(step)
-    again = SkipGuard(2, guard.state())
-    assert again.state() == {"in_a_row": 2, "total": 4}
-    again.see(False)
-    with pytest.raises(DivergedError, match="3 steps in a row") as error:
-        again.check(6)
-    assert error.value.exit_code == 9
 
 
 def test_precision_is_what_was_asked_for(monkeypatch):
