@@ -12,7 +12,7 @@ from jobs import Job
 
 from summerlm.core import liveness
 from summerlm.core.errors import PeerLostError, SourceDownError, UsageError
-from summerlm.core.roster import meet
+from summerlm.core.roster import meet, process_state
 from summerlm.core.signs import Sign, blame
 
 pytestmark = pytest.mark.ranks
@@ -55,6 +55,27 @@ def test_starts_of_one_launcher_share_a_store_and_nothing_in_it(tmp_path):
     for world in (2, 3, 2):
         with Job(tmp_path, steps, 2, world=world, store=store) as job:
             assert job.end()[0] == [0] * world
+
+
+def lingers(ranks):
+    processes = ranks.exchange(os.getpid())
+    if ranks.rank == 0:
+        time.sleep(0.5)
+        say("alive", os.path.exists(f"/proc/{processes[1]}/exe"))
+
+
+def test_no_rank_ends_before_all_are_done(tmp_path):
+    """A launcher takes a rank that ended with 75 for a failure, and ends the others."""
+    with Job(tmp_path, lingers) as job:
+        assert job.end()[:2] == ([0, 0], "alive True\n")
+
+
+def test_a_process_number_that_was_given_out_again_is_another_process():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _, (me,) = meet(store, 0, 1, 5)
+    assert process_state(me, me) == "R"
+    assert process_state(replace(me, started=me.started + 1), me) == ""
+    assert process_state(replace(me, space="another machine"), me) is None
 
 
 # failures of one rank

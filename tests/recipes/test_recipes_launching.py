@@ -42,13 +42,13 @@ def receive(number, _):
     note("got", start, rank, signal.Signals(number).name)
     time.sleep(0.2)  # a save, before which no rank may be ended
     note("saved", start, rank)
-    sys.exit(75 if number == signal.SIGUSR1 else 0)
+    sys.exit(6 if plan == "fails" else 75 if number == signal.SIGUSR1 else 0)
 
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, receive)
 note("started", start, rank, os.environ["OMP_NUM_THREADS"], *sys.argv[1:])
-if plan == "wait":
+if plan in ("wait", "fails"):
     time.sleep(60)
 if plan.startswith("-"):
     os.kill(os.getpid(), -int(plan))
@@ -106,11 +106,11 @@ class Launched:
         return self.process.exitcode, (self.folder / "log.txt").read_text()
 
 
-def test_ranks_get_the_commands_own_arguments_and_their_share_of_the_cores(tmp_path):
+def test_ranks_get_the_commands_own_arguments_and_their_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(13)))
     job = Launched(tmp_path, "0,0,0", nproc=3)
     assert job.end() == (0, "")
-    share = max(1, len(os.sched_getaffinity(0)) // 3)
-    assert job.notes == [f"started 0 {rank} {share} train a.toml b.c=1" for rank in range(3)]
+    assert job.notes == [f"started 0 {rank} 4 train a.toml b.c=1" for rank in range(3)]
 
 
 @pytest.mark.parametrize("code", [1, 2, 5, 9, 75])
@@ -151,6 +151,13 @@ def test_a_signal_reaches_all_ranks_which_save_and_are_not_started_again(tmp_pat
     name = signal.Signals(number).name
     assert [n for n in job.notes if n.startswith("got")] == [f"got 0 {r} {name}" for r in (0, 1)]
     assert [n for n in job.notes if n.startswith("saved")] == ["saved 0 0", "saved 0 1"]
+
+
+def test_what_fails_to_save_on_a_signal_is_not_started_again(tmp_path):
+    job = Launched(tmp_path, "fails,fails 0,0", max_restarts=1)
+    job.await_notes("started", 2)
+    os.kill(job.process.pid, signal.SIGTERM)
+    assert job.end() == (6, "")
 
 
 def failed(*codes):
@@ -306,6 +313,7 @@ def test_a_killed_rank_is_named_and_its_run_goes_on_by_itself(tiny_config):
     assert words.count("error") == 1
     assert re.search(rf"error: rank \d \(process {run.ranks[1]} on \S+\) was killed\n", words)
     assert "starting the ranks again (1 of 1)" in words
+    assert "closing signal" not in words, "torchrun's own log"
 
 
 @pytest.mark.slow
