@@ -6,7 +6,7 @@ gloo, so that it never waits for a device. A process alone is a job of one rank 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ from summerlm.core.roster import meet
 from summerlm.core.runtime import InterruptedWaitError, die_with_launcher
 
 T = TypeVar("T")
+Trouble = SummerError | InterruptedWaitError  # what ends a run in order, on all ranks together
 ARRIVAL = timedelta(minutes=15)  # what the slowest machine may take to start its ranks
 
 
@@ -92,10 +93,7 @@ class Ranks:
             result = act()
         except (SummerError, InterruptedWaitError) as failure:
             error = failure
-        failures = [other for other in self.exchange(error) if other is not None]
-        if failures:
-            first = min(failures, key=lambda other: isinstance(other, InterruptedWaitError))
-            raise error if type(error) is type(first) else first
+        raise_first(self.exchange(error), error)
         return cast(T, result)
 
     def lead_first(self, act: Callable[[], T]) -> T:
@@ -137,6 +135,23 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def raise_first(errors: Sequence[Trouble | None], own: Trouble | None) -> None:
+    """Raise the same trouble on all ranks, if any has some: rather an error than a request to stop.
+
+    Args:
+        errors: What each rank met, by rank; None where all is well.
+        own: What this rank met, which keeps its own words where it is of the same kind.
+
+    Raises:
+        SummerError: The first rank's error.
+        InterruptedWaitError: If no rank has an error and a signal ended a wait on one.
+    """
+    troubles = [error for error in errors if error is not None]
+    if troubles:
+        first = min(troubles, key=lambda trouble: isinstance(trouble, InterruptedWaitError))
+        raise own if own is not None and type(own) is type(first) else first
 
 
 def _nothing() -> None:

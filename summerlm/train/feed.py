@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from summerlm.core.errors import SummerError
-from summerlm.core.ranks import Ranks
+from summerlm.core.ranks import Ranks, Trouble, raise_first
 from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.data.batch import IGNORE, Batch
 from summerlm.data.ledger import Counts
@@ -71,7 +71,7 @@ class Message:
     wait_s: float
     busy_s: float
     stop: signal.Signals | None
-    error: SummerError | InterruptedWaitError | None
+    error: Trouble | None
     report: Any
 
 
@@ -169,10 +169,7 @@ class Feed:
         stops = [message.stop for message in messages if message.stop is not None]
         if stops and self._stop.received is None:
             self._stop.received = stops[0]
-        errors = [message.error for message in messages if message.error is not None]
-        if errors:
-            first = min(errors, key=lambda error: isinstance(error, InterruptedWaitError))
-            raise own.error if type(own.error) is type(first) else first
+        raise_first([message.error for message in messages], own.error)
         if stops:
             raise InterruptedWaitError
 
