@@ -10,12 +10,19 @@ Every rank does all of this; the leading one holds the folder, records and speak
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from rich.console import Console
 
-from summerlm.core.errors import DataChangedError, SourceDownError, UsageError, WorkerDiedError
+from summerlm.core.errors import (
+    DataChangedError,
+    DivergedError,
+    SaveError,
+    SourceDownError,
+    UsageError,
+    WorkerDiedError,
+)
 from summerlm.core.files import RunFolder
 from summerlm.core.hardware import device_type
 from summerlm.core.ranks import Ranks, join
@@ -136,6 +143,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
         SaveError: If the last state can't be saved.
         SourceDownError: If a source fails for good; the last step is saved before.
         WorkerDiedError: If a data worker was killed; the last step is saved before.
+        DivergedError: If the guard stops the run; a save that is on its way is finished before.
         Rollback: If a spike asks to go on from the checkpoint before it.
     """
     gear = equip(run, recorder, stop)
@@ -160,6 +168,10 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
             saver.save(event)
             saver.finish()
             write_ledger(run, gear.ledger)
+        raise
+    except DivergedError:  # on all ranks at once: what is being saved was good, so it stays
+        with suppress(SaveError):
+            saver.finish()
         raise
     finally:
         gear.loader.close()
