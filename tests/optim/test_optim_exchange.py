@@ -133,6 +133,13 @@ def test_owners_work_about_as_long(owners):
     assert max(loads) - min(loads) <= max(map(work, blocks))
 
 
+def test_work_counts_and_not_size():
+    """A square takes as long as many long strips of its size."""
+    square, strips = Block("s", 0, 100, 100), [Block(f"{i}", 0, 2, 5000) for i in range(30)]
+    ((one, other),) = deal([*strips, square], 2, 2**26)
+    assert sorted([len(one), len(other)]) == [1, 30]
+
+
 def test_rounds_are_bounded():
     rounds = deal(blocks_of(8), 3, 12_000)
     for round_ in rounds:

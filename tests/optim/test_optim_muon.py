@@ -78,7 +78,13 @@ def test_stack_size_changes_nothing(monkeypatch):
     in_small = ours(small)
     assert [len(e.longer) for e in in_big._rounds] == [8]
     assert sorted(len(e.longer) for e in in_small._rounds) == [1, 1, 1, 1, 2, 2]
-    in_big.step(random_gradients(big, 0), 0.1, YES)
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            muon, "orthogonalize", lambda x, d: seen.append(x.shape) or orthogonalize(x, d)
+        )
+        in_big.step(random_gradients(big, 0), 0.1, YES)
+    assert sorted(map(tuple, seen)) == [(3, 8, 20), (5, 8, 8)]  # tall and wide share a stack
     in_small.step(random_gradients(small, 0), 0.1, YES)
     for name in big:
         torch.testing.assert_close(big[name], small[name], rtol=0, atol=1e-6)
