@@ -156,6 +156,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
                 hook(event)
             asked = stop.received if run.ranks.world == 1 else event.stop
             if event.step == last or asked is not None:
+                write_ledger(run, gear.ledger)  # before a kill may meet a run that is finished
                 saver.save(event)
                 saver.finish()
             if asked is not None and event.step < last:
@@ -165,9 +166,9 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     except OF_THE_DATA as error:
         recorder.write("incident", line=f"warning: {error}", reason=str(error))
         if event is not None:
+            write_ledger(run, gear.ledger)
             saver.save(event)
             saver.finish()
-            write_ledger(run, gear.ledger)
         raise
     except DivergedError:  # on all ranks at once: what is being saved was good, so it stays
         with suppress(SaveError):
@@ -176,7 +177,6 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     finally:
         gear.loader.close()
         saver.close()
-    write_ledger(run, gear.ledger)
     return event is not None and event.step == last
 
 

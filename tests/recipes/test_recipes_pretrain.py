@@ -27,10 +27,12 @@ from summerlm.core.errors import (
     UsageError,
     WorkerDiedError,
 )
+from summerlm.core.files import read_json
 from summerlm.core.record import read_rows
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.settings import Settings
 from summerlm.train.loop import train
+from summerlm.train.saving import Saver
 from summerlm.train.step import Stepper
 
 
@@ -163,6 +165,24 @@ def test_a_finished_run_is_left_as_it_is(start):
     with pytest.raises(UsageError, match=r"model\.width"):
         start("a", "model.width=64")
     assert fingerprint(folder) == before
+
+
+def test_a_run_killed_right_after_its_last_save_lacks_nothing(start, monkeypatch):
+    def finish_and_die(saver):
+        finish(saver)
+        raise KeyboardInterrupt
+
+    _, uninterrupted = start("a")
+    finish = Saver.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "finish", finish_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            start("b")
+    code, folder = start("b")
+    assert code == 0
+    names = [{path.name for path in run.iterdir()} for run in (uninterrupted, folder)]
+    assert names[0] == names[1]
+    assert read_json(folder / "ledger.json") == read_json(uninterrupted / "ledger.json")
 
 
 def test_a_larger_budget_goes_on_from_the_stable_phase(start):
