@@ -74,7 +74,9 @@ def test_many_ranks_record_what_one_does(tiny_config, twins, layout):
     for one, two in zip(*checks, strict=True):
         assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], rel=1e-5)
     row, other = steps_of(many)[3], steps_of(alone)[3]
-    assert row.keys() - other.keys() == {"slowest_rank", "slowest_excess_s"}
+    assert row.keys() == other.keys()
+    assert row["slowest_rank"] in range(LAYOUTS[layout][0])
+    assert other["slowest_rank"] is None
     (sample,) = rows_of(many, "sample", "samples.jsonl")
     said = summerlm.load(many).generate("the sun", max_tokens=8)
     assert sample["text"] == said
