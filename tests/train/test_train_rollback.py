@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 from rich.console import Console
+from tiny import TINY
 
 from summerlm.core.config import read_settings
 from summerlm.core.errors import DivergedError
