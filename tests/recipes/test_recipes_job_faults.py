@@ -29,6 +29,7 @@ from jobs_train import (
     term,
 )
 
+from summerlm.checkpoint.snapshot import Snapshot
 from summerlm.checkpoint.store import Store
 from summerlm.core.errors import SourceDownError
 from summerlm.core.failpoints import POINTS, VARIABLE
@@ -311,13 +312,13 @@ def test_a_run_goes_back_before_a_spike_and_leaves_its_documents_out(start, tiny
 
     def fault(own):
         in_forward(spoilt, {43: "2"}, 1)(own)  # the step's row 5
-        publish = Store.publish
+        check, saves = Snapshot.check_finite, itertools.count(1)
 
-        def slow(self, draft, step):  # the save that it goes back to is still on its way
-            time.sleep(1 if step == 40 else 0)
-            publish(self, draft, step)
+        def slow(self):  # the save of step 40, that it goes back to, is still being written
+            time.sleep(1 if next(saves) == 8 else 0)
+            check(self)
 
-        Store.publish = slow
+        Snapshot.check_finite = slow
 
     codes, words, folder = start("run", *setup, fault=fault)
     assert codes == [0, 0], words

@@ -38,7 +38,13 @@ LAYOUTS = {
     "hybrid": (4, "parallel.shard_ranks=2"),
     "four": (4, "parallel.shard_ranks=1"),
 }
-WATCHED = ("samples.prompts=['the sun']", "samples.tokens=8", "validation.every_steps=5")
+WATCHED = (
+    "samples.prompts=['the sun']",
+    "samples.tokens=4",
+    "samples.every_steps=3",
+    "validation.every_steps=5",
+    "validation.characters_per_source=6000",  # several batches a rank
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +83,26 @@ def test_many_ranks_record_what_one_does(tiny_config, twins, layout):
     assert row.keys() == other.keys()
     assert row["slowest_rank"] in range(LAYOUTS[layout][0])
     assert other["slowest_rank"] is None
-    (sample,) = rows_of(many, "sample", "samples.jsonl")
-    said = summerlm.load(many).generate("the sun", max_tokens=8)
+    *_, sample = rows_of(many, "sample", "samples.jsonl")
+    said = summerlm.load(many).generate("the sun", max_tokens=4)
     assert sample["text"] == said
     ledgers = [(folder / "ledger.json").read_text() for folder in (many, alone)]
     assert ledgers[0] == ledgers[1]
+
+
+def test_a_sharded_run_in_bfloat16_is_watched_too(tiny_config, twins):
+    setup = (*ADAMW, "train.precision=bfloat16", "run.log_every_steps=2", *WATCHED)
+    alone, sharded = (twins(tiny_config, layout, *setup) for layout in ("one", "sharded"))
+    assert close(losses(sharded), losses(alone), rel=0.01)
+    assert [row["step"] for row in rows_of(sharded, "sample", "samples.jsonl")] == [3, 6, 9, 12]
+    one, two = (rows_of(folder, "validation")[-1] for folder in (alone, sharded))
+    assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], rel=0.01)
+
+
+def test_looking_at_a_sharded_model_changes_nothing(tiny_config, twins):
+    setup = ("model.dropout=0.1", "run.log_every_steps=100")
+    watched = twins(tiny_config, "sharded", *setup, *WATCHED)
+    assert learning(watched) == learning(twins(tiny_config, "sharded", *setup))
 
 
 def test_a_finished_run_is_left_as_it_is_by_any_number_of_ranks(tiny_config, twins):
@@ -105,20 +126,19 @@ def test_lanes_that_ranks_can_not_share_are_refused_once(tiny_config, tmp_path):
     assert re.search(r"parallel\.shard_ranks.*\b3\b.*\b2\b", words), words
 
 
-@pytest.mark.parametrize("layout", ["replicated", "sharded"])
 def test_a_killed_rank_is_named_and_its_run_ends_as_if_nothing_had_been(
-    tiny_config, tmp_path, twins, layout
+    tiny_config, tmp_path, twins
 ):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     draw = random.Random(seed)
-    overrides = ("train.budget_tokens=12800", "checkpoint.every_steps=5", "model.dropout=0.1")
-    world, shards = LAYOUTS[layout]
+    overrides = ("train.budget_tokens=7680", "checkpoint.every_steps=5", "model.dropout=0.1")
+    world, shards = LAYOUTS["sharded"]
     command = (tiny_config, tmp_path / "run", shards, *overrides)
-    whole = twins(tiny_config, layout, *overrides)
+    whole = twins(tiny_config, "sharded", *overrides)
     rank = draw.randrange(world)
     with Training(*command, world=world) as job:
-        job.await_step(draw.randint(1, 40))
+        job.await_step(draw.randint(1, 22))
         time.sleep(draw.random() * 0.02)
         job.kill(rank, signal.SIGKILL)
         codes, words, _ = job.end()
@@ -161,6 +181,8 @@ def test_a_run_goes_through_all_worlds(tiny_config, tmp_path, twins):
 
 def poison(word, stepper, micro, objective, per_target):
     """One rank's loss is NaN, or infinite, or finite with a gradient that isn't."""
+    if word == "steep":  # infinite and nowhere NaN
+        return objective + stepper.layout.model.head_weight.sum() * 1e38 * 1e6, per_target
     if word == "gradient":
         nothing = stepper.layout.model.head_weight.sum() * 0
         return objective + nothing.square().sqrt(), per_target  # 0, of infinite slope
@@ -169,7 +191,7 @@ def poison(word, stepper, micro, objective, per_target):
 
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
 def test_what_is_not_finite_on_one_rank_changes_no_bit_on_any(tiny_config, tmp_path, layout):
-    bad = {3: "nan", 5: "gradient", 7: "inf", 8: "nan"}
+    bad = {3: "nan", 5: "gradient", 7: "inf", 8: "nan", 10: "steep"}
     world, shards = LAYOUTS[layout]
     overrides = (shards, "checkpoint.every_steps=1", "checkpoint.keep_last=20")
     codes, words = run_job(
@@ -180,6 +202,7 @@ def test_what_is_not_finite_on_one_rank_changes_no_bit_on_any(tiny_config, tmp_p
     assert [step for step, row in steps.items() if not row["updated"]] == list(bad)
     assert (steps[3]["loss"], steps[7]["loss"]) == (None, None)
     assert steps[5]["loss"] > 0
+    assert steps[10]["loss"] > 0
     for step in range(2, 13):
         before, after = (saved(tmp_path / "run", s) for s in (step - 1, step))
         assert same_bits(before, after) == (step in bad)
