@@ -15,6 +15,7 @@
 set -uo pipefail
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # torchrun's own variables: the launchers of all nodes meet at the first
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun no longer takes it from the job
 export PET_NNODES=$SLURM_NNODES
 export PET_RDZV_BACKEND=c10d
 export PET_RDZV_ENDPOINT=$first:29400

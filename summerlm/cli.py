@@ -228,6 +228,4 @@ def main() -> None:
             sys.excepthook(*sys.exc_info())
         end_process(1 if known is None else known.exit_code)
     except SystemExit as leaving:
-        if leaving.code not in (None, 0):
-            end_process(leaving.code if isinstance(leaving.code, int) else 1)
-        raise
+        end_process(leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code)))

@@ -269,7 +269,10 @@ class Flight:
         write_manifest(draft, facts)
         self._go_on()
         self._store.publish(draft, step)
-        notes = self._store.prune(self._retention)
+        try:
+            notes = self._store.prune(self._retention)
+        except OSError as error:  # what is published stays published
+            notes = [f"{self._store.folder}: older checkpoints not looked through: {error}"]
         reach("publish.done")
         return {"bytes": sum(entry["bytes"] for entry in files.values()), "notes": notes}
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from summerlm.checkpoint.manifest import DamagedError, read_manifest
+from summerlm.checkpoint.manifest import MANIFEST, DamagedError, read_manifest
 from summerlm.checkpoint.snapshot import is_finite
 from summerlm.core.errors import NoCheckpointError
 from summerlm.core.parts import Part
@@ -36,6 +36,7 @@ def fill(folder: Path, manifest: Mapping[str, Any], stem: str, parts: Mapping[st
     table = manifest["tensors"].get(stem, {})
     check_fit(folder, stem, table, parts)
     wanted: dict[str, list[tuple[str, int, int, int]]] = defaultdict(list)
+    check_pieces(folder, table, manifest["files"])
     for name, part in parts.items():
         for file, start, stop in table[name]["pieces"]:
             low, high = max(start, part.start), min(stop, part.stop)
@@ -66,6 +67,31 @@ def _read(source: Any, name: str, part: Part, low: int, high: int) -> Tensor:
     """Read some of the rows that a file holds, by their numbers in the file."""
     read: Tensor = source.get_slice(name)[low:high] if part.shape else source.get_tensor(name)
     return read.contiguous()
+
+
+def check_pieces(folder: Path, table: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Hold a manifest's table of tensors against itself: all rows, each once, in files it hashes.
+
+    Args:
+        folder: The checkpoint, for the message.
+        table: Its account of some tensors.
+        files: Its files.
+
+    Raises:
+        DamagedError: If a piece lies in another file, or rows are missing or there twice.
+    """
+    for name, facts in table.items():
+        reached = 0
+        for file, start, stop in sorted(facts["pieces"], key=lambda piece: piece[1:]):
+            if file not in files:
+                raise DamagedError(
+                    f"{folder / MANIFEST}: {name} lies in {file}, which isn't listed"
+                )
+            if start != reached or stop <= start:
+                raise DamagedError(f"{folder / MANIFEST}: {name} has no whole row {reached}")
+            reached = stop
+        if reached != (facts["shape"] or [1])[0]:
+            raise DamagedError(f"{folder / MANIFEST}: {name} ends at row {reached}")
 
 
 def check_fit(folder: Path, stem: str, table: Mapping[str, Any], parts: Mapping[str, Part]) -> None:

@@ -45,6 +45,7 @@ class Snapshot:
         }
         tensors = [t for sources in self._sources.values() for t in sources.values()]
         self._on_gpu = any(t.is_cuda for t in tensors)
+        self._device = next((t.device for t in tensors if t.is_cuda), torch.device("cpu"))
         self._buffers = {s: _allocate(lay.size, self._on_gpu) for s, lay in self.layouts.items()}
         if self._on_gpu:  # memory must be unpinned before it is freed; at exit the driver does it
             pinned = [b.data_ptr() for b in self._buffers.values() if b.numel()]
@@ -68,6 +69,7 @@ class Snapshot:
     def wait(self) -> None:
         """Wait until the copies are made; for the thread that writes them."""
         if self._copied is not None:
+            torch.cuda.set_device(self._device)  # a thread begins on GPU 0
             self._copied.synchronize()
 
     def check_finite(self) -> None:

@@ -59,6 +59,7 @@ class Liveness:
         self._place = (0, 1, OPENING, time.monotonic())  # replaced whole, so never read torn
         self._signs: dict[int, tuple[Sign, float]] = {}  # of each rank the last, and since when
         self._number = 0
+        self._awake = time.monotonic()  # since when this process wasn't paused
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
 
@@ -135,13 +136,17 @@ class Liveness:
         return None
 
     def _run(self) -> None:
-        reached = time.monotonic()
+        reached = before = time.monotonic()
         while not self._leaving.wait(self._period_s):
+            now = time.monotonic()
+            if now - before > max(GRACE_S, 2 * self._period_s):
+                self._awake = now  # a job that was paused as a whole: others were silent no longer
             try:
                 failure = self._tick()
                 reached = time.monotonic()
             except RuntimeError as error:  # the store's own, all of them
                 if time.monotonic() - reached < GRACE_S:
+                    before = time.monotonic()
                     continue
                 words = f"the job's store can't be reached: {_first_line(error)}"
                 if dead := [p for p in self._peers if process_state(p, self._me) in GONE]:
@@ -150,6 +155,7 @@ class Liveness:
                 _say(failure)
             if failure is not None:
                 return self._end(failure)
+            before = time.monotonic()
         return None
 
     def _tick(self) -> Failure | None:
@@ -174,16 +180,20 @@ class Liveness:
     def _stands(self) -> bool:
         _, _, phase, since = self._place
         most = self._allowance.get(phase, self._timeout_s)
-        return most is not None and time.monotonic() - since > most
+        return most is not None and self._age(since) > most
 
     def _silence(self, since: float) -> bool:
-        return time.monotonic() - since > self._timeout_s
+        return self._age(since) > self._timeout_s
+
+    def _age(self, since: float) -> float:
+        """Seconds since a moment; the time before a pause of this process isn't counted."""
+        return time.monotonic() - max(since, self._awake)
 
     def _give_sign(self) -> None:
         step, place, phase, since = self._place
         frame, waits = position(self._main)
         self._number += 1
-        sign = Sign(step, place, phase, time.monotonic() - since, frame, waits, self._number)
+        sign = Sign(step, place, phase, self._age(since), frame, waits, self._number)
         self._store.set(f"sign/{self._rank}", json.dumps(asdict(sign)))
 
     def _phases(self, peers: list[Peer]) -> list[str]:

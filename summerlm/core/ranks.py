@@ -36,6 +36,7 @@ class Ranks:
         local_rank: Its number among those of this machine.
         host_group: The process group of the host's messages; None for a rank alone.
         liveness: What watches the job; None for a rank alone.
+        timeout: Of process groups: longer than liveness takes to find who hangs.
     """
 
     rank: int = 0
@@ -43,6 +44,7 @@ class Ranks:
     local_rank: int = 0
     host_group: dist.ProcessGroup | None = None
     liveness: Liveness | None = None
+    timeout: timedelta | None = None
 
     @property
     def leads(self) -> bool:
@@ -187,6 +189,7 @@ def join(
     store, rank, world = next(dist.rendezvous("env://", timeout=ARRIVAL))
     start, peers = meet(store, rank, world, ARRIVAL.total_seconds())
     longest_s = max(timeout_s, data_allowance_s or timeout_s)
+    timeout = timedelta(seconds=2 * longest_s + 60)  # liveness is to speak first
     liveness = Liveness(
         dist.PrefixStore(start, store.clone()),
         rank,
@@ -201,11 +204,11 @@ def join(
             store=dist.PrefixStore(f"{start}/group", store),
             rank=rank,
             world_size=world,
-            timeout=timedelta(seconds=2 * longest_s + 60),  # liveness is to speak first
+            timeout=timeout,
         )
         # ranks wait here while rank 0 opens data, which has no limit: liveness watches them
         host_group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
-        yield Ranks(rank, world, local_rank, host_group, liveness)
+        yield Ranks(rank, world, local_rank, host_group, liveness, timeout)
     except BaseException as error:
         verdict = liveness.settle(error)
         if verdict is error:

@@ -101,7 +101,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # not splitlines: a text may hold U+2028 and its like, which JSON leaves as they are
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if lines == [""]:
+        return []
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-from summerlm.core.errors import UsageError
-
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LAUNCHER = "SUMMERLM_LAUNCHER"  # set for the ranks that `recipes.launching` starts: its process
@@ -38,16 +36,6 @@ def derive_seed(*parts: int | str) -> int:
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def require_single_process() -> None:
-    """Refuse to run as one of several ranks, which this version can't do.
-
-    Raises:
-        UsageError: If a launcher has set WORLD_SIZE above 1.
-    """
-    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UsageError(f"WORLD_SIZE={world}: this version trains in one process only")
 
 
 def die_with_launcher() -> None:

@@ -30,12 +30,19 @@ class LanguageModel:
     Args:
         model: The model, in evaluation mode, on any device.
         tokenizer: The tokenizer that it was trained with.
+        agree: What is applied to each token that is drawn, (1,): ranks that hold one model between
+            them must go on with the same.
 
     Raises:
         UsageError: If model and tokenizer differ in their vocabulary.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        agree: Callable[[Tensor], Tensor] = lambda token: token,
+    ) -> None:
         if model.config.vocabulary != tokenizer.vocabulary:
             raise UsageError(
                 f"the model knows {model.config.vocabulary} tokens, "
@@ -43,6 +50,7 @@ class LanguageModel:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self._agree = agree
 
     @property
     def config(self) -> ModelConfig:
@@ -158,7 +166,7 @@ class LanguageModel:
             text.push(token)  # so that the first word written keeps the space before it
         new = prompt
         for _ in range(steps):
-            new = draw(self._score(new, cache, slice(-1, None)))[:, None]  # (1, 1)
+            new = self._agree(draw(self._score(new, cache, slice(-1, None))))[:, None]  # (1, 1)
             token = int(new)
             if token == eos:
                 break

@@ -193,7 +193,7 @@ def lay_out(
         compile_blocks(model.blocks, device)
     mesh = None
     if shards > 1:
-        mesh = _mesh(device, ranks.world // shards, shards)
+        mesh = _mesh(device, ranks, shards)
         shard(model, mesh, dtype)
     model.to_empty(device=device)
     layout = Layout(model, ranks) if mesh is None else Sharded(model, ranks, mesh)
@@ -201,11 +201,17 @@ def lay_out(
     return Replicated(model, ranks) if ranks.world > 1 and shards == 1 else layout
 
 
-def _mesh(device: torch.device, replicas: int, shards: int) -> DeviceMesh:
-    if replicas == 1:
+def _mesh(device: torch.device, ranks: Ranks, shards: int) -> DeviceMesh:
+    if shards == ranks.world:
         return init_device_mesh(device.type, (shards,), mesh_dim_names=("shard",))
+    table = torch.arange(ranks.world).view(-1, shards)  # (replicas, shards)
+    # the mesh would make groups of its own with NCCL's timeout, which is shorter than ours
+    groups = [
+        dist.new_subgroups_by_enumeration(lists.tolist(), timeout=ranks.timeout)[0]
+        for lists in (table.T, table)
+    ]
     names = ("replica", "shard")
-    return init_device_mesh(device.type, (replicas, shards), mesh_dim_names=names)
+    return DeviceMesh.from_group(groups, device.type, mesh=table, mesh_dim_names=names)
 
 
 def _sum_bucket(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -110,7 +110,7 @@ def train_run(
             recorder.write("stop", line="stopped before a step was made")
             return False
         except Rollback as spike:
-            notes = [str(spike)]
+            notes[:] = [str(spike)]  # the list that the run's store warns into
         finally:
             recorder.close()
         run = run.go_back()

@@ -66,6 +66,7 @@ class Spikes:
         said = ranks.exchange((event.result.row_nats.tolist(), event.result.row_targets.tolist()))
         nats, targets = zip(*said, strict=True)
         rows = offending(nats, targets, event.limits.loss)
+        ranks.phase("open", event.step)  # naming and reopening read as much as a start does
         followed = self._follow(event.step, rows)
         ranks.agree(lambda: self.quarantine.add(followed.rows))
         reason = (

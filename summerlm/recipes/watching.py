@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from summerlm.core.errors import UsageError
 from summerlm.core.record import Recorder
@@ -78,12 +79,19 @@ class Watch:
         Args:
             event: The step after which it is done.
         """
-        with evaluating(self._run.layout):
-            lm = LanguageModel(self._run.layout.model, self._run.tokenizer)
+        run = self._run
+        autocast = torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not None)
+        with evaluating(run.layout), autocast:
+            lm = LanguageModel(run.layout.model, run.tokenizer, agree=self._follow_leader)
             for prompt in self._config.prompts:
                 text = lm.generate(prompt, max_tokens=self._config.tokens)
                 line = f"step {event.step}: {' '.join((prompt + text).split())}"
                 self._recorder.write("sample", line, step=event.step, prompt=prompt, text=text)
+
+    def _follow_leader(self, token: Tensor) -> Tensor:
+        """Go on with what the leading rank drew, for all ranks read the model together."""
+        drawn = self._run.ranks.exchange(token.tolist())[0]
+        return torch.tensor(drawn, device=token.device)
 
     def _measure(self, texts: list[str]) -> TextScore:
         return measure(

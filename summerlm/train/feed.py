@@ -124,14 +124,14 @@ class Feed:
         try:
             with self._stop.interrupting():
                 item = next(self._batches)
-                batch = self._mask(item.batch, number)
         except (SummerError, InterruptedWaitError) as failure:
-            error = failure
+            item, error = None, failure
+        batch = self._mask(item.batch, number) if item else None
         wait = time.monotonic() - start
         self._ranks.phase("exchange", number)
         own = Message(
             step=item.number if item else None,
-            count=int((batch.targets != IGNORE).sum()) if item else 0,
+            count=int((batch.targets != IGNORE).sum()) if batch else 0,
             source_counts=item.source_counts if item else {},
             incidents=item.incidents if item else [],
             wait_s=wait,
@@ -143,6 +143,7 @@ class Feed:
         messages = self._ranks.exchange(own)
         self._heed(messages, own)
         assert item is not None, "a rank without rows has an error"
+        assert batch is not None
         self._compare(messages, number)
         busy = [message.busy_s for message in messages]
         slowest = max(range(len(busy)), key=busy.__getitem__)

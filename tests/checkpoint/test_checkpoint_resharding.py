@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from summerlm.checkpoint import flight as flying
-from summerlm.checkpoint.manifest import read_manifest, verify
+from summerlm.checkpoint.manifest import read_manifest, verify, write_manifest
 from summerlm.checkpoint.pieces import plan_pieces
 from summerlm.checkpoint.reading import read_tensors
 from summerlm.checkpoint.store import Store
+from summerlm.core.errors import NoCheckpointError
 from summerlm.core.parts import Part
 from summerlm.train.saving import resume
 
@@ -215,3 +216,21 @@ def test_a_snapshot_doesn_t_see_later_steps(tmp_path, monkeypatch):
     read = read_tensors(store.path(1), "model")
     assert torch.equal(read.pop("e.turned"), turned)
     assert all(torch.equal(read[name], tensor) for name, tensor in whole(1)["model"].items())
+
+
+@pytest.mark.parametrize("crime", ["elsewhere", "missing", "twice"])
+def test_a_manifest_that_contradicts_itself_fills_nothing(tmp_path, crime):
+    """Signed anew, as only malice would: what isn't hashed is not read, no row stays as it was."""
+    store = Store(tmp_path / "run", lambda line: None)
+    publish(store, 1)
+    manifest = read_manifest(store.path(1))
+    name, facts = next((n, f) for n, f in manifest["tensors"]["model"].items() if f["shape"])
+    file, start, stop = facts["pieces"][0]
+    facts["pieces"] = {
+        "elsewhere": [["../other.safetensors", start, stop]],
+        "missing": [[file, start + 1, stop]],
+        "twice": [[file, start, stop], [file, start, stop]],
+    }[crime]
+    write_manifest(store.path(1), {k: v for k, v in manifest.items() if k != "format"})
+    with pytest.raises(NoCheckpointError, match=name):
+        resume(store, empty_like(cut(whole(1))))

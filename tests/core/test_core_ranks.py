@@ -244,6 +244,27 @@ def test_a_rank_that_hangs_is_named_and_all_print_their_stacks(tmp_path, how, to
     assert seconds < 10
 
 
+def takes_its_time(ranks):
+    for step in range(1, 4):
+        ranks.phase("step", step)
+        print(f"{ranks.rank} begins {step}", flush=True)
+        time.sleep(HANG_S / 2)
+        ranks.sum(torch.ones(1))
+
+
+@pytest.mark.slow
+def test_a_job_that_was_paused_as_a_whole_goes_on(tmp_path):
+    with Job(tmp_path, takes_its_time, timeout_s=HANG_S) as job:
+        job.await_line("begins 2", 2)
+        for rank in (0, 1):
+            job.kill(rank, signal.SIGSTOP)
+        time.sleep(HANG_S + 6)
+        for rank in (0, 1):
+            job.kill(rank, signal.SIGCONT)
+        codes, words, _ = job.end()
+    assert codes == [0, 0], words
+
+
 @pytest.mark.slow
 def test_a_job_that_hangs_leaves_what_torchs_flight_recorder_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", str(tmp_path / "trace_"))

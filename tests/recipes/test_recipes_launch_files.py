@@ -57,6 +57,7 @@ def test_one_machine_gets_a_rank_for_each_gpu(tmp_path):
 SLURM = {
     "SLURM_JOB_NODELIST": "node[07-08]",
     "SLURM_NNODES": 2,
+    "SLURM_CPUS_PER_TASK": 64,
     "SLURM_JOB_ID": 99,
     "SLURM_GPUS_ON_NODE": 8,
 }

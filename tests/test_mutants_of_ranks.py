@@ -1,0 +1,149 @@
+"""The tests of many ranks and their saves can fail: they must notice each of these breaks.
+
+A mutant whose text no longer occurs in the code is an error: change it along with the code.
+The data order has mutants of its own, in `test_data_mutants`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+RECORD = "recipes/test_recipes_jobs.py::test_many_ranks_record_what_one_does"
+LAYOUT = "train/test_train_layouts.py::test_a_layout_changes_nothing"
+TWICE = "train/test_train_layouts.py::test_a_layout_gives_the_same_bits_twice_and_over_a_restart"
+KILL = "checkpoint/test_checkpoint_kills.py::test_a_kill_at_any_line_loses_no_announced_step"
+POWER = "checkpoint/test_checkpoint_kills.py::test_power_may_go_whenever_it_likes"
+
+# (test that must notice, module, text, what it becomes)
+MUTANTS = {
+    "own targets taken for all": (
+        RECORD,
+        "train/feed",
+        "count=sum(message.count for message in messages)",
+        "count=own.count",
+    ),
+    "own rows hashed for all": (
+        RECORD,
+        "train/feed",
+        "hash_ranks(ids, borders, self._loader.lane_rows) if self._ranks.leads else item.sha",
+        "item.sha",
+    ),
+    "gradients become means": (
+        LAYOUT,
+        "parallel/layout",
+        "        self._copies.register_comm_hook(None, _sum_bucket)\n",
+        "",
+    ),
+    "first weights of the first rows": (
+        LAYOUT,
+        "model/init",
+        "whole[part.start : part.stop]",
+        "whole[: part.stop - part.start]",
+    ),
+    "order of sums not settled": (
+        TWICE,
+        "train/step",
+        "self._settled = not layout.settles",
+        "self._settled = True",
+    ),
+    "replicas' gradients counted twice": (LAYOUT, "train/step", "/ self.layout.replicas", "/ 1"),
+    "a stop is no one else's": (
+        "recipes/test_recipes_jobs.py::test_a_signal_to_any_rank_stops_all_after_the_same_step",
+        "train/feed",
+        "        if stops:\n            raise InterruptedWaitError",
+        "        pass",
+    ),
+    "lost step not noticed": (
+        "recipes/test_recipes_job_faults.py::test_a_rank_that_loses_step_is_found_before_it_spoils_a_weight",
+        "train/feed",
+        "if any(step != number for step in steps):",
+        "if False:",
+    ),
+    "manifest not synced": (
+        POWER,
+        "checkpoint/manifest",
+        "os.fsync(file.fileno())",
+        "file.flush()",
+    ),
+    "folder not synced": (POWER, "core/files", "        sync_folder(draft)\n", "        pass\n"),
+    "a draft under its final name": (
+        KILL,
+        "checkpoint/flight",
+        'f"tmp-{step:08d}-{self._nonce}"',
+        'f"step-{step:08d}"',
+    ),
+    "snapshot is no copy": (
+        "checkpoint/test_checkpoint_resharding.py::test_a_snapshot_doesn_t_see_later_steps",
+        "checkpoint/flight",
+        "        self._snapshot.wait()\n",
+        "        self._snapshot.take()\n        self._snapshot.wait()\n",
+    ),
+    "replicas not compared": (
+        "checkpoint/test_checkpoint_replicas.py::test_a_flipped_bit_ends_the_job_and_keeps_the_good_checkpoint",
+        "checkpoint/flight",
+        "check_replicas(self._plan, [sums for _, sums in said], step)",
+        "pass",
+    ),
+    "rows of the wrong place": (
+        "checkpoint/test_checkpoint_resharding.py::test_any_rows_from_any_rows",
+        "checkpoint/reading",
+        "low - start, high - start",
+        "0, high - low",
+    ),
+    "guard forgets over a resume": (
+        "recipes/test_recipes_job_faults.py::test_a_spike_changes_nothing_over_a_resume_either",
+        "recipes/pretrain",
+        'Guard(settings.train, state.get("guard"))',
+        "Guard(settings.train)",
+    ),
+    "quarantine hides nothing": (
+        "train/test_train_rollback.py::test_rollback_leaves_out_the_document_and_nothing_else",
+        "train/quarantine",
+        "        if not own:\n",
+        "        if True:\n",
+    ),
+}
+
+
+def run_test(folder, test):
+    """Run a test on the copy in `folder`; 0 = passed, 1 = failed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [*command, f"tests/{test}"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    return result.returncode
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the checkout's code and tests."""
+    root = TESTS.parent
+    for name in ("summerlm", "tests", "configs"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_a_mutant_is_killed(name, copied):
+    test, module, old, new = MUTANTS[name]
+    file = copied / "summerlm" / f"{module}.py"
+    code = file.read_text()
+    assert code.count(old) == 1, f"{old!r} occurs {code.count(old)} times in {module}.py"
+    file.write_text(code.replace(old, new))
+    assert run_test(copied, test) == 1, "survived"
