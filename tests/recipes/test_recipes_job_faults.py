@@ -33,6 +33,7 @@ from summerlm.checkpoint.snapshot import Snapshot
 from summerlm.checkpoint.store import Store
 from summerlm.core.errors import SourceDownError
 from summerlm.core.failpoints import POINTS, VARIABLE
+from summerlm.core.ranks import Ranks
 from summerlm.recipes import pretrain
 from summerlm.train.step import Stepper
 
@@ -223,6 +224,22 @@ def test_a_rank_that_loses_step_is_found_before_it_spoils_a_weight(start, how):
     assert f"ranks have lost step with one another at {wrong[0]}: {wrong[1]}" in words
     assert words.count("Traceback") == 1
     assert max(steps_of(folder)) <= wrong[0] - 1
+
+
+def test_a_sum_that_one_rank_leaves_out_ends_the_job_in_that_step(start):
+    def fault(own):
+        add, times = Ranks.sum, itertools.count(1)
+
+        def dropped(self, tensor):
+            return tensor if own == 1 and next(times) == 6 else add(self, tensor)
+
+        Ranks.sum = dropped
+
+    codes, words, folder = start("run", *QUICK, fault=fault)
+    assert codes == [1, 1]
+    assert max(steps_of(folder)) == 5
+    assert re.search(r"stands in step 6, step, .* sum; others wait in .* step 7, exchange", words)
+    assert words.count("error: ") == 1
 
 
 @pytest.mark.parametrize("shards", [1, "all"])
