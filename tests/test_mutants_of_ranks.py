@@ -34,7 +34,7 @@ MUTANTS = {
         "item.sha",
     ),
     "gradients become means": (
-        LAYOUT,
+        RECORD,
         "parallel/layout",
         "        self._copies.register_comm_hook(None, _sum_bucket)\n",
         "",
@@ -55,8 +55,8 @@ MUTANTS = {
     "a stop is no one else's": (
         "recipes/test_recipes_jobs.py::test_a_signal_to_any_rank_stops_all_after_the_same_step",
         "train/feed",
-        "        if stops:\n            raise InterruptedWaitError",
-        "        pass",
+        "            self._stop.received = stops[0]\n",
+        "            pass\n",
     ),
     "lost step not noticed": (
         "recipes/test_recipes_job_faults.py::test_a_rank_that_loses_step_is_found_before_it_spoils_a_weight",

@@ -75,6 +75,9 @@ def test_many_ranks_record_what_one_does(tiny_config, twins, layout):
     many = twins(tiny_config, layout, *ADAMW, *WATCHED)
     assert shas(many) == shas(alone)
     assert close(losses(many), losses(alone))
+    for name in ("grad_norm", "update_norm"):
+        one, two = ({s: row[name] for s, row in steps_of(f).items()} for f in (many, alone))
+        assert close(one, two, rel=1e-4)
     checks = [rows_of(folder, "validation") for folder in (many, alone)]
     assert [row["step"] for row in checks[0]] == [5, 10, 12]
     for one, two in zip(*checks, strict=True):
