@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, one-line errors, JSON, every subcommand."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -318,9 +320,21 @@ def test_out_of_memory_exits_8(command, tiny_config, monkeypatch):
     assert "parallel.micro_batch_rows" in err
 
 
-def test_several_processes_are_refused(command, tiny_config, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command("train", tiny_config)[0] == 2
+@pytest.mark.parametrize(("world", "code"), [("1", -signal.SIGTERM), ("2", 0)])
+def test_a_signal_in_its_last_moments_does_not_spoil_a_rank(tiny_tokenizer, world, code):
+    late = (
+        "import atexit, os, signal; from summerlm.cli import main; "
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", late, "tokenizer", "show", "--tokenizer", tiny_tokenizer],
+        env={**os.environ, "WORLD_SIZE": world},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "fingerprint" in done.stdout
 
 
 def test_the_front_door_is_light():
