@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from soak_faults import (
     FAULTS,
+    KILLED,
     MOVED,
     Plan,
     answers,
@@ -22,8 +23,8 @@ from soak_runs import END_S, Bed, Lie, lies
 from watched_job import Job, Row
 
 AFTER_S = 75  # from a fault to the end of the command: `parallel.timeout_s`, dumps, a busy machine
-LEFT_S = 30  # from the end of the command to the end of its processes
-SPAN_S = 4  # of steps, in which a fault may come
+LEFT_S = 10  # from the end of the command to the end of its processes
+STEP_S = 0.03  # about: a fault comes within so many seconds a step of the run
 OPENING_S = 8  # of what comes before them
 DRAFT_S = 0.03  # for which a draft is there, about
 DAMAGED, MOVING = 0.25, 0.7  # shares of the stops at which it happens
@@ -149,7 +150,7 @@ class Course:
         wait = OPENING_S * plan.delay
         if plan.moment != "opening":
             job.wait(lambda: self._stepping, END_S)
-            wait = SPAN_S * plan.delay
+            wait = STEP_S * self._bed.steps * plan.delay
         if plan.moment == "saving":
             job.wait(lambda: any(drafts.glob("tmp-*")), END_S)
             wait = DRAFT_S * plan.delay
@@ -160,7 +161,7 @@ class Course:
         if job.code is not None:
             return False
         self._struck_while_stepping, good = self._stepping, self._good()
-        self._at = time.monotonic()
+        self._at, self._step_then = time.monotonic(), self._step
         plan.what.act(job, self._draw)
         self._counts.faults[plan.fault] += 1
         if plan.what.ranks:  # they may be started again, from here or from a later save
@@ -212,6 +213,8 @@ class Course:
         """Hold the answer to a fault against what it must be."""
         if job.code not in (allowed := answers(plan, stepping, finished)):
             self._wrong(f"{plan} was answered by {job.code}, not {allowed}: {_end_of(job)}")
+        if plan.fault in FAULTS and plan.what.code == KILLED and self._step > self._step_then + 2:
+            self._wrong(f"{plan}: ranks went on to step {self._step} without their launcher")
         if plan.fault in FAULTS and plan.what.saves and stepping and not finished:
             newest = (self._bed.checkpoints(self._name)[-1:] or [0])[0]
             if newest != self._step:

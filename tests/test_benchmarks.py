@@ -383,7 +383,7 @@ def test_nothing_of_a_watched_job_is_left(soak_parts, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ranks
+@pytest.mark.timeout(900)
 def test_soak_hurts_runs_and_says_what_came_of_it(tmp_path):
     out = tmp_path / "figures.json"
     options = ["--minutes", "0.3", "--nproc", "2", "--steps", "40", "--seed", "3", "--json", out]
@@ -402,7 +402,7 @@ def test_soak_hurts_runs_and_says_what_came_of_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ranks
+@pytest.mark.timeout(900)
 def test_parallel_measures_two_ranks(tmp_path):
     out = tmp_path / "figures.json"
     toy = ["model.vocabulary=512", "model.width=64", "model.mlp_hidden=96", "model.layers=2"]
