@@ -151,11 +151,10 @@ class Course:
         if plan.moment != "opening":
             job.wait(lambda: self._stepping, END_S)
             wait = STEP_S * self._bed.steps * plan.delay
-        if plan.moment == "saving":
-            job.wait(lambda: any(drafts.glob("tmp-*")), END_S)
-            wait = DRAFT_S * plan.delay
         moment = time.monotonic() + wait
         job.wait(lambda: time.monotonic() > moment, END_S)
+        if plan.moment == "saving" and job.wait(lambda: any(drafts.glob("tmp-*")), END_S):
+            time.sleep(DRAFT_S * self._draw.random())
         if plan.what.ranks:
             job.wait(lambda: bool(job.ranks()), END_S)  # which are started a little later
         if job.code is not None:
