@@ -13,6 +13,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -uo pipefail
+# its environment is the one that sbatch was called in: activate it before
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # torchrun's own variables: the launchers of all nodes meet at the first
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun no longer takes it from the job

@@ -7,8 +7,9 @@ and turns a `SummerError` into one line and its exit code. `cli_data` has the co
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -56,7 +57,7 @@ def train(
         int | None, typer.Option(help="Ranks to start on this machine, by torchrun's agent.")
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(help="How often ranks that failed are started again.", min=0)
+        int, typer.Option(help="With --nproc: how often failed ranks are started again.", min=0)
     ] = 0,
 ) -> None:
     """Train a run, or go on with it where it stopped."""
@@ -65,6 +66,8 @@ def train(
     from summerlm.recipes.settings import Settings
 
     with one_voice():
+        if max_restarts and nproc is None:
+            raise UsageError("--max-restarts needs --nproc: without it there is no launcher")
         settings = read_settings(Settings, config, overrides or [])
         if show:
             print(dump_toml(settings), end="")
@@ -217,6 +220,9 @@ def main() -> None:
     # a shorter one is faster (LOG.md). Set before torch is imported
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # of multiprocessing's helper, after a kill: what it cleans up is no news to a user
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    warnings.showwarning = _warn  # type: ignore[assignment]  # of what it gets, one is said
     die_with_launcher()
     try:
         app()
@@ -229,3 +235,8 @@ def main() -> None:
         end_process(1 if known is None else known.exit_code)
     except SystemExit as leaving:
         end_process(leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code)))
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say a warning in one line, as errors are said."""
+    print(f"warning: {message}", file=sys.stderr)

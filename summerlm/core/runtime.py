@@ -8,7 +8,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -115,10 +115,15 @@ class StopRequest:
 
     A second SIGINT ends the process at once, for a person who doesn't want to wait. A context
     manager; the former handlers come back on leaving.
+
+    Attributes:
+        received: The first signal that came, or that came to another rank.
+        say: Told at once that it was heard, for the step and the save may take long.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.say: Callable[[str], None] = lambda line: None
         self._interrupts = False
 
     def __enter__(self) -> "StopRequest":
@@ -134,6 +139,10 @@ class StopRequest:
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None:
+            name = signal.Signals(number).name
+            more = "; a second Ctrl-C leaves without saving" if name == "SIGINT" else ""
+            self.say(f"{name}: stopping after this step, which is saved{more}")
         self.received = signal.Signals(number)
         if self._interrupts:
             self._interrupts = False  # once: not again while the wait is being left

@@ -8,6 +8,7 @@ Flow: `pretrain` asks `is_finished`, takes the folder, and calls `open_run` on e
 What changes the folder is done by the leading rank, and what it finds holds for all.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,9 +114,10 @@ def is_finished(settings: Settings) -> bool:
     if last not in Store(folder.checkpoints, warn=lambda _: None).steps():
         return False
     try:
-        state = read_json(newest_good(folder.path) / "state.json")
+        with warnings.catch_warnings(action="ignore"):  # opening the run says what is damaged
+            state = read_json(newest_good(folder.path) / "state.json")
     except NoCheckpointError:
-        return False  # all damaged: opening the run says so
+        return False
     return bool(state["step"] == last)
 
 

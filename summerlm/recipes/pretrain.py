@@ -67,6 +67,7 @@ def pretrain(settings: Settings, console: Console) -> int:
         if settings.data.lanes % ranks.world:
             raise refuse_world(ranks.world, settings.data.lanes)
         voice = console if ranks.leads else Console(quiet=True)
+        stop.say = lambda line: voice.print(line, soft_wrap=True)
         if ranks.lead(lambda: is_finished(settings)):
             voice.print(f"{settings.run.folder}: finished already; nothing to do", soft_wrap=True)
             return 0
@@ -232,6 +233,7 @@ def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
         lambda event: saver.poll(event.data.reports),
         Record(recorder, run, seconds_spent(run.folder)),
         gear.spikes,
+        every(settings.validation.every_steps, saver.settle, last_step=last),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
         every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),

@@ -28,7 +28,8 @@ class TrainConfig(Section):
     max_skipped_steps: int = Field(default=10, ge=0)
     """Steps in a row that are skipped, not finite or beyond limits; one more stops the run."""
     on_spike: Literal["stop", "skip", "rollback"] | None = None
-    """A spike of loss or gradient ends the run, is skipped, or takes it back; none lets it pass."""
+    """A spike of loss or gradient ends the run, is skipped, or takes it back; none lets it pass.
+    Limits come of the steps before: the first 32 have none."""
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

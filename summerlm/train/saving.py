@@ -93,6 +93,10 @@ class Saver:
         """
         self._take_note(self._flight.poll(reports))
 
+    def settle(self, _: Event) -> None:
+        """Wait for the save in flight, before something that takes longer than steps do."""
+        self._take_note(self._flight.wait())
+
     def finish(self) -> None:
         """Wait until the save in flight is published; every rank calls this.
 
