@@ -222,7 +222,7 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # of multiprocessing's helper, after a kill: what it cleans up is no news to a user
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    warnings.showwarning = _warn  # type: ignore[assignment]  # of what it gets, one is said
+    warnings.showwarning = _warn
     die_with_launcher()
     try:
         app()
