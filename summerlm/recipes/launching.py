@@ -118,6 +118,8 @@ def launch(settings: Settings, arguments: list[str], nproc: int, max_restarts: i
         except RendezvousError as error:
             raise PeerLostError(f"the machines of the job don't meet: {error}") from error
         finally:
+            for number in STOP_SIGNALS:  # the ranks have ended: nothing is left to stop but us
+                signal.signal(number, signal.SIG_IGN)
             agent.get_worker_group().spec.rdzv_handler.shutdown()
     return exit_code(failures, agent.received)
 

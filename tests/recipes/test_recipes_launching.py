@@ -3,6 +3,7 @@
 Launch files and the commands of docs/clusters.md are run dry here too.
 """
 
+import logging
 import multiprocessing
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from summerlm.core.errors import PeerLostError, UsageError
+from summerlm.core.runtime import STOP_SIGNALS
 from summerlm.recipes import launching
 from summerlm.recipes.launching import check_nproc, exit_code, launch
 
@@ -344,3 +346,28 @@ def test_torchrun_does_not_start_again_what_was_asked_to_stop(tiny_config):
     assert "SIGUSR1: saved after step" in words
     assert "ending with 0, not 75" in words
     assert "resuming" not in words
+
+
+def test_a_signal_after_the_ranks_end_spoils_no_exit_code(tiny_settings, monkeypatch):
+    class Agent:
+        received = None
+        spec = SimpleNamespace(rdzv_handler=SimpleNamespace(shutdown=lambda: None))
+
+        def run(self):
+            return SimpleNamespace(failures={})
+
+        def get_worker_group(self):
+            return SimpleNamespace(spec=self.spec)
+
+    monkeypatch.setattr("summerlm.recipes.launching.make_agent", lambda *_: Agent())
+    former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    disabled = logging.root.manager.disable
+    monkeypatch.setenv("SUMMERLM_LAUNCHER", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        assert launch(tiny_settings, [], 1, 0) == 0
+        assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
+    finally:
+        logging.disable(disabled)
+        for number, handler in former.items():
+            signal.signal(number, handler)
