@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,8 @@ def _serve(
     rank: int, world: int, folder: str, port: int, act: Callable[..., Any], args: tuple[Any, ...]
 ):
     torch.set_num_threads(1)
+    if (inductor := sys.modules.get("torch._inductor.config")) is not None:
+        inductor.compile_threads = 1  # the test process's own pool of threads has no threads here
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
