@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from summerlm.core.config import Section
+from summerlm.core.errors import UsageError
 
 
 class ParallelConfig(Section):
@@ -18,5 +19,26 @@ class ParallelConfig(Section):
     """Ranks that share one copy of weights and optimizer; 1 replicates, "all" shards over all."""
     recompute: Literal["selective", "full"] | None = None
     """What the backward pass computes anew to save memory: all but products, or all of a block."""
+    float8: bool = False
+    """Multiply in fp8 inside blocks, on GPUs that do so (H100, MI300); needs summerlm[fp8]."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Longest a rank may stay in one part of a step before the job ends, naming it; seconds."""
+
+    def shards(self, world: int) -> int:
+        """Tell how many ranks share one copy.
+
+        Args:
+            world: Ranks of the job.
+
+        Returns:
+            `shard_ranks`, or all.
+
+        Raises:
+            UsageError: If they can't be dealt so.
+        """
+        shards = world if self.shard_ranks == "all" else self.shard_ranks
+        if world % shards:
+            raise UsageError(
+                f"parallel.shard_ranks ({shards}) must divide the number of ranks ({world})"
+            )
+        return shards

@@ -2,7 +2,7 @@
 
 Flow: `lay_out`
     1. builds the model without memory;
-    2. wraps its blocks: recomputation, compilation, and sharding outermost;
+    2. wraps its blocks: fp8 products, recomputation, compilation, and sharding outermost;
     3. gives it memory and its first weights, the same in every layout;
     4. wraps it whole where each rank has a copy of its own.
 `train.step` runs and differentiates a `Layout`, `optim` steps its parts, `checkpoint` saves them.
@@ -23,7 +23,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from summerlm.core.errors import UsageError
 from summerlm.core.parts import Part
 from summerlm.core.ranks import Ranks
 from summerlm.model.config import ModelConfig
@@ -31,6 +30,7 @@ from summerlm.model.init import fill
 from summerlm.model.transformer import Transformer
 from summerlm.parallel.compile import compile_blocks
 from summerlm.parallel.config import ParallelConfig
+from summerlm.parallel.float8 import check_float8, convert_blocks
 from summerlm.parallel.recompute import recompute_blocks
 from summerlm.parallel.sharding import parts_of, shard
 
@@ -178,15 +178,15 @@ def lay_out(
         The layout, its model in training mode.
 
     Raises:
-        UsageError: If the ranks can't be dealt so.
+        UsageError: If the ranks can't be dealt so, or fp8 is asked for where it can't be.
     """
-    shards = ranks.world if parallel.shard_ranks == "all" else parallel.shard_ranks
-    if ranks.world % shards:
-        raise UsageError(
-            f"parallel.shard_ranks ({shards}) must divide the number of ranks ({ranks.world})"
-        )
+    shards = parallel.shards(ranks.world)
+    if parallel.float8:
+        check_float8(config, device, dtype)
     with torch.device("meta"):
         model = Transformer(config)
+    if parallel.float8:
+        convert_blocks(model.blocks)
     if parallel.recompute is not None:
         recompute_blocks(model.blocks, parallel.recompute)
     if parallel.compile:

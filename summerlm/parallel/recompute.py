@@ -20,6 +20,7 @@ aten = torch.ops.aten
 KEPT = [  # what costs most to compute for its size; the rest is elementwise
     aten.mm.default,
     aten.addmm.default,
+    aten._scaled_mm.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
