@@ -18,7 +18,7 @@ from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
 from summerlm.core.errors import UsageError, explain
-from summerlm.core.runtime import die_with_launcher, end_process, settle_exit_code
+from summerlm.core.runtime import die_with_launcher, end_process, settle_exit_code, starting
 
 app = typer.Typer(
     name="summerlm",
@@ -43,7 +43,8 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
 ) -> None:
     """Train on this machine's Python library, measure against 5-gram and xz, complete text."""
-    from summerlm.recipes.demo import demo as recipe
+    with starting():
+        from summerlm.recipes.demo import demo as recipe
 
     raise typer.Exit(recipe(folder, minutes, Console()))
 
@@ -61,9 +62,10 @@ def train(
     ] = 0,
 ) -> None:
     """Train a run, or go on with it where it stopped."""
-    from summerlm.core.config import dump_toml, read_settings
-    from summerlm.core.failing import one_voice
-    from summerlm.recipes.settings import Settings
+    with starting():
+        from summerlm.core.config import dump_toml, read_settings
+        from summerlm.core.failing import one_voice
+        from summerlm.recipes.settings import Settings
 
     with one_voice():
         if max_restarts and nproc is None:
@@ -73,12 +75,12 @@ def train(
             print(dump_toml(settings), end="")
             return
         if nproc is not None:
-            from summerlm.recipes.launching import launch
-
+            with starting():
+                from summerlm.recipes.launching import launch
             code = launch(settings, [str(config), *(overrides or [])], nproc, max_restarts)
         else:
-            from summerlm.recipes.pretrain import pretrain
-
+            with starting():
+                from summerlm.recipes.pretrain import pretrain
             code = settle_exit_code(pretrain(settings, Console()))
     raise typer.Exit(code)
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
+from summerlm.core.failing import INTERRUPTED
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LAUNCHER = "SUMMERLM_LAUNCHER"  # set for the ranks that `recipes.launching` starts: its process
@@ -106,6 +108,32 @@ def holding_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Meet a Ctrl-C while modules are imported, where an exception prints tracebacks or is lost.
+
+    A process alone leaves with one line. A rank holds signals back until a `StopRequest` listens:
+    all of a job then stop together, where one that had left would be waited for.
+
+    Yields:
+        Nothing; the body of the `with` imports, and makes nothing that a `finally` would clear.
+    """
+    if "RANK" in os.environ:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        os.write(2, b"interrupted before the run began\n")
+        os._exit(INTERRUPTED)
+
+    former = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 class InterruptedWaitError(Exception):
     """A signal came while the loop waited inside `StopRequest.interrupting`."""
 
@@ -129,6 +157,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         """Start listening."""
         self._former = {s: signal.signal(s, self._receive) for s in STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see `starting`
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,5 +197,10 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What the process should end with: 75 after SIGUSR1, else 0."""
+        """What the process should end with when all is saved: 75 after SIGUSR1, else 0."""
         return REQUEUE if self.received is signal.SIGUSR1 else 0
+
+    @property
+    def exit_code_without_a_step(self) -> int:
+        """The same where there was nothing to save: then Ctrl-C has interrupted the command."""
+        return INTERRUPTED if self.received is signal.SIGINT else self.exit_code

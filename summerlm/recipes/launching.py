@@ -9,8 +9,10 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import tempfile
 import uuid
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.run import config_from_args, get_args_parser
 
+from summerlm.checkpoint.store import Store
 from summerlm.core.errors import (
     DataChangedError,
     DivergedError,
@@ -32,7 +35,10 @@ from summerlm.core.errors import (
     UsageError,
 )
 from summerlm.core.failing import INTERRUPTED
+from summerlm.core.files import RunFolder
+from summerlm.core.record import JsonLines
 from summerlm.core.runtime import LAUNCHER, REQUEUE, STOP_SIGNALS
+from summerlm.data.loader import refuse_world
 from summerlm.recipes.settings import Settings
 
 # what the same again would meet again, and a stop that was asked for
@@ -42,6 +48,8 @@ FINAL = {
     *(e.exit_code for e in (UsageError, NoCheckpointError, DataChangedError)),
     *(e.exit_code for e in (FolderHeldError, DivergedError)),
 }
+# SIGTERM is how the agent itself ends ranks whose peer has failed
+KILLS = {-number for number in signal.Signals if number != signal.SIGTERM}
 
 
 class Agent(LocalElasticAgent):
@@ -49,18 +57,54 @@ class Agent(LocalElasticAgent):
 
     torchrun's own kills its ranks 30 seconds after a signal, however long a save takes, and starts
     ranks again that were asked to stop, or that would fail again.
+
+    Attributes:
+        received: The last signal that was passed on to the ranks, or that found none.
+        started: Whether ranks were started.
     """
 
-    def __init__(self, spec: WorkerSpec, logs_specs: LogsSpecs) -> None:
+    def __init__(self, spec: WorkerSpec, logs_specs: LogsSpecs, run: RunFolder) -> None:
         super().__init__(spec, logs_specs)
         self.received: signal.Signals | None = None
+        self.started = False
+        self._run_folder = run
+        self._failures: Mapping[int, ProcessFailure] = {}
+
+    def listen(self) -> None:
+        """Hear signals to stop from now on."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def outlook(self, what: str) -> str:
+        """Say what comes next, and of ranks that were killed, what no rank could say or record.
+
+        Args:
+            what: The next thing that happens, without the step.
+
+        Returns:
+            A line for a person, which is in the run's incidents too if ranks were killed.
+        """
+        steps = Store(self._run_folder.checkpoints, warn=_ignore).steps()
+        line = f"{what} from step {steps[-1]}" if steps else f"{what} from the beginning"
+        killed = {rank: f for rank, f in self._failures.items() if f.exitcode in KILLS}
+        if not killed:
+            return line
+        line = f"{name_killed(killed)}; {line}"
+        if self._run_folder.settings.exists():
+            incidents = JsonLines(self._run_folder.incidents, lambda kind: True)
+            incidents.write("incident", {"reason": line, "ranks": sorted(killed)}, None)
+            incidents.close()
+        return line
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        workers = super()._start_workers(worker_group)
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._pass_on)  # torchrun's own handlers were set just now
-        if self.received is not None:
-            raise SignalException("asked to stop while ranks were started", self.received)
+        # ranks hold signals back from their first instruction on, until they can stop in order
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            workers = super()._start_workers(worker_group)
+            self.started = True
+            self.listen()  # torchrun's own handlers were set just now
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return workers
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
@@ -76,13 +120,15 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
+        self._failures = result.failures
         if any(failure.exitcode in FINAL for failure in result.failures.values()):
             self._remaining_restarts = 0
         return result
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         most = worker_group.spec.max_restarts
-        print(f"starting the ranks again ({most - self._remaining_restarts} of {most})", flush=True)
+        again = f"starting the ranks again ({most - self._remaining_restarts} of {most})"
+        print(self.outlook(again), flush=True)
         super()._restart_workers(worker_group)
 
 
@@ -99,9 +145,9 @@ def launch(settings: Settings, arguments: list[str], nproc: int, max_restarts: i
         The ranks' exit code, of those that differ the one that tells most.
 
     Raises:
-        PeerLostError: If ranks were killed and none was left to say so, or if machines of the job
-            didn't find one another.
-        UsageError: If there are fewer GPUs than ranks, or no rank.
+        PeerLostError: If all ranks were killed, or if machines of the job didn't find one another.
+        UsageError: If there are fewer GPUs than ranks, no rank, or ranks that can't share the
+            work.
     """
     check_nproc(settings.run.device, nproc)
     cores = len(os.sched_getaffinity(0))
@@ -110,18 +156,28 @@ def launch(settings: Settings, arguments: list[str], nproc: int, max_restarts: i
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.ERROR)  # torchrun's: what failed, the ranks say in our own words
     with tempfile.TemporaryDirectory() as folder:
-        agent = make_agent(arguments, nproc, max_restarts, folder)
+        agent = make_agent(settings, arguments, nproc, max_restarts, folder)
+        agent.listen()
         try:
             failures = agent.run().failures
         except SignalException as stop:
-            return REQUEUE if stop.sigval is signal.SIGUSR1 else 0
+            when = "while no rank was running" if agent.started else "before the run began"
+            print(f"interrupted {when}", file=sys.stderr)
+            return {signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}.get(stop.sigval, 0)
         except RendezvousError as error:
             raise PeerLostError(f"the machines of the job don't meet: {error}") from error
         finally:
             for number in STOP_SIGNALS:  # the ranks have ended: nothing is left to stop but us
                 signal.signal(number, signal.SIG_IGN)
             agent.get_worker_group().spec.rdzv_handler.shutdown()
-    return exit_code(failures, agent.received)
+    code = exit_code(failures, agent.received)
+    if code in {0, *FINAL}:
+        return code
+    words = agent.outlook("the same command goes on")
+    if all(failure.exitcode < 0 for failure in failures.values()):  # none was left to say so
+        raise PeerLostError(words)
+    print(words)
+    return code
 
 
 def check_nproc(device: str, nproc: int) -> None:
@@ -144,10 +200,28 @@ def check_nproc(device: str, nproc: int) -> None:
         )
 
 
-def make_agent(arguments: list[str], nproc: int, max_restarts: int, folder: str) -> Agent:
+def check_world(settings: Settings, world: int) -> None:
+    """Refuse what the ranks would refuse, before they start.
+
+    Args:
+        settings: The run's settings.
+        world: Ranks of the job.
+
+    Raises:
+        UsageError: If lanes or shards can't be dealt to so many.
+    """
+    if settings.data.lanes % world:
+        raise refuse_world(world, settings.data.lanes)
+    settings.parallel.shards(world)
+
+
+def make_agent(
+    settings: Settings, arguments: list[str], nproc: int, max_restarts: int, folder: str
+) -> Agent:
     """Make the agent that torchrun would make of the same arguments and variables.
 
     Args:
+        settings: What the arguments mean.
         arguments: Of `summerlm train`.
         nproc: Ranks to start here.
         max_restarts: How often ranks that failed are started again.
@@ -155,6 +229,9 @@ def make_agent(arguments: list[str], nproc: int, max_restarts: int, folder: str)
 
     Returns:
         The agent, which has started nothing yet.
+
+    Raises:
+        UsageError: If the job's ranks can't share the work.
     """
     ours = ["--nproc-per-node", str(nproc), "--max-restarts", str(max_restarts)]
     ours += ["--log-dir", folder, "--module", "summerlm", "train"]
@@ -165,6 +242,8 @@ def make_agent(arguments: list[str], nproc: int, max_restarts: int, folder: str)
         args.rdzv_id = str(uuid.uuid4())
     args.master_port = args.master_port or 29500  # torchrun's default
     config, command, words = config_from_args(args)
+    if config.min_nodes == config.max_nodes:  # else the ranks themselves have to say it
+        check_world(settings, config.nproc_per_node * config.min_nodes)
     address, port = None, None
     if config.rdzv_backend == "static":
         address, _, number = config.rdzv_endpoint.rpartition(":")
@@ -193,10 +272,10 @@ def make_agent(arguments: list[str], nproc: int, max_restarts: int, folder: str)
         local_addr=config.local_addr,
     )
     assert config.logs_specs is not None, "config_from_args makes one"
-    return Agent(spec, config.logs_specs)
+    return Agent(spec, config.logs_specs, RunFolder(settings.run.folder))
 
 
-def exit_code(failures: dict[int, ProcessFailure], received: signal.Signals | None) -> int:
+def exit_code(failures: Mapping[int, ProcessFailure], received: signal.Signals | None) -> int:
     """Turn what became of the ranks into the code of the whole.
 
     Args:
@@ -204,11 +283,8 @@ def exit_code(failures: dict[int, ProcessFailure], received: signal.Signals | No
         received: The last signal that was passed on to them.
 
     Returns:
-        A cause that has a code of its own before one that hasn't, and 75 or 0 after a stop that
-        reached ranks before they could listen.
-
-    Raises:
-        PeerLostError: If ranks were killed and none was left to say so.
+        A cause that has a code of its own before one that hasn't; 1 where all were killed; and 75
+        or 0 after a stop that reached ranks before they could listen.
     """
     codes = {failure.exitcode for failure in failures.values()}
     stopped = REQUEUE if received is signal.SIGUSR1 else 0
@@ -217,10 +293,17 @@ def exit_code(failures: dict[int, ProcessFailure], received: signal.Signals | No
     for told in (*range(2, 10), REQUEUE, INTERRUPTED, 1):
         if told in codes:
             return told
-    if said := [code for code in codes if code > 0]:
-        return min(said)
-    words = " and ".join(
+    return min((code for code in codes if code > 0), default=PeerLostError.exit_code)
+
+
+def name_killed(failures: Mapping[int, ProcessFailure]) -> str:
+    """Say which ranks were killed, and by what."""
+    words = (
         f"rank {rank} (process {failure.pid}) was killed by {failure.signal_name()}"
         for rank, failure in sorted(failures.items())
     )
-    raise PeerLostError(words)
+    return " and ".join(words)
+
+
+def _ignore(line: str) -> None:
+    """Drop what a store would tell a run."""

@@ -74,13 +74,12 @@ def pretrain(settings: Settings, console: Console) -> int:
         with ExitStack() as held:
             folder = RunFolder(settings.run.folder)
             ranks.agree(lambda: held.enter_context(folder) if ranks.leads else folder)
-            finished = train_run(settings, folder, ranks, voice, stop)
-    return 0 if finished else stop.exit_code
+            return train_run(settings, folder, ranks, voice, stop)
 
 
 def train_run(
     settings: Settings, folder: RunFolder, ranks: Ranks, console: Console, stop: StopRequest
-) -> bool:
+) -> int:
     """Open a run and make its remaining steps, going back where a spike asks for it.
 
     Args:
@@ -91,14 +90,16 @@ def train_run(
         stop: A request to stop.
 
     Returns:
-        Whether the last step is made, not only saved on request.
+        The exit code: 0 when finished or stopped and saved, 75 after SIGUSR1, 130 where a Ctrl-C
+        came before a step was made.
     """
     notes: list[str] = []
+    console.print(f"{folder.path}: opening the data and the model ...", soft_wrap=True)
     try:
         run = open_run(settings, folder, ranks, notes.append, stop)
     except InterruptedWaitError:
-        console.print("stopped while the data were opened", soft_wrap=True)
-        return False
+        console.print("interrupted before the run began: nothing to save", soft_wrap=True)
+        return stop.exit_code_without_a_step
     if ranks.leads:
         describe_run(console, settings, run)
     while True:
@@ -106,10 +107,10 @@ def train_run(
         for note in notes:
             recorder.write("incident", line=f"warning: {note}", reason=note)
         try:
-            return run_steps(run, recorder, stop)
+            return 0 if run_steps(run, recorder, stop) else stop.exit_code
         except InterruptedWaitError:
-            recorder.write("stop", line="stopped before a step was made")
-            return False
+            recorder.write("stop", line="interrupted before a step was made: nothing to save")
+            return stop.exit_code_without_a_step
         except Rollback as spike:
             notes[:] = [str(spike)]  # the list that the run's store warns into
         finally:

@@ -17,10 +17,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from summerlm.core.config import read_settings
 from summerlm.core.errors import PeerLostError, UsageError
+from summerlm.core.record import read_rows
 from summerlm.core.runtime import STOP_SIGNALS
 from summerlm.recipes import launching
 from summerlm.recipes.launching import check_nproc, exit_code, launch
+from summerlm.recipes.settings import Settings
 
 pytestmark = pytest.mark.ranks
 BIN = Path(sys.executable).parent
@@ -49,6 +52,7 @@ def receive(number, _):
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, receive)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # what came before is heard now
 note("started", start, rank, os.environ["OMP_NUM_THREADS"], *sys.argv[1:])
 if plan in ("wait", "fails"):
     time.sleep(60)
@@ -61,6 +65,14 @@ os._exit(int(plan))
 """
 
 
+SETTINGS = """
+run = { folder = "run", device = "cpu" }
+model = { vocabulary = 300, width = 8, layers = 1, heads = 1, kv_heads = 1, head_dim = 8, mlp_hidden = 8, context = 8 }
+train.batch_tokens = 96
+data = { lanes = 12, sources.text = { path = "*.txt", weight = 1 } }
+"""  # noqa: E501
+
+
 class Launched:
     """A launcher in a fork of the test's process, with stand-ins for its ranks."""
 
@@ -68,6 +80,7 @@ class Launched:
         (folder / "summerlm").mkdir()
         (folder / "summerlm" / "__init__.py").touch()
         (folder / "summerlm" / "__main__.py").write_text(STAND_IN)
+        (folder / "a.toml").write_text(SETTINGS)
         self.folder = folder
         self.process = FORK.Process(target=self._serve, args=(plan, nproc, max_restarts))
         self.process.start()
@@ -81,7 +94,7 @@ class Launched:
         os.environ["PLAN"] = plan
         os.environ.pop("OMP_NUM_THREADS", None)
         try:
-            settings = SimpleNamespace(run=SimpleNamespace(device="cpu"))
+            settings = read_settings(Settings, Path("a.toml"))
             code = launch(settings, ["a.toml", "b.c=1"], nproc, max_restarts)
         except PeerLostError as error:
             code = 1
@@ -117,20 +130,61 @@ def test_ranks_get_the_commands_own_arguments_and_their_share_of_the_cores(tmp_p
 
 @pytest.mark.parametrize("code", [1, 2, 5, 9, 75])
 def test_the_ranks_exit_code_comes_through_without_a_word_of_torchruns(tmp_path, code):
-    assert Launched(tmp_path, f"{code},{code}").end() == (code, "")
+    advice = "the same command goes on from the beginning\n" if code in (1, 5) else ""
+    assert Launched(tmp_path, f"{code},{code}").end() == (code, advice)
 
 
 def test_ranks_that_all_were_killed_are_named_by_the_launcher(tmp_path):
     code, words = Launched(tmp_path, "-9,-9").end()
     assert code == 1
     assert re.fullmatch(r"rank 0 \(process \d+\) was killed by SIGKILL.*\n", words)
+    assert not (tmp_path / "run").exists(), "of a run that hasn't begun nothing is recorded"
+
+
+def test_a_killed_rank_is_on_record_with_its_signal_and_what_comes_next(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-00000040").mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").touch()
+    job = Launched(tmp_path, "1,-9 -6,1", max_restarts=1)
+    code, words = job.end()
+    assert code == 1
+    lines = words.splitlines()
+    assert [re.sub(r"\d\d+\)", "N)", line) for line in lines] == [
+        "rank 1 (process N) was killed by SIGKILL; starting the ranks again (1 of 1) from step 40",
+        "rank 0 (process N) was killed by SIGABRT; the same command goes on from step 40",
+    ]
+    rows = read_rows(tmp_path / "run" / "incidents.jsonl")
+    assert rows == [
+        {"kind": "incident", "reason": line, "ranks": [rank]}
+        for line, rank in zip(lines, (1, 0), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nproc", "nodes", "shards", "words"),
+    [
+        (5, "1", 1, "the world size 5 must divide data.lanes = 12: 1, 2, 3, 4, 6, 12"),
+        (4, "2", 1, "the world size 8 must divide data.lanes = 12"),
+        (3, "1", 2, r"parallel.shard_ranks \(2\) must divide the number of ranks \(3\)"),
+    ],
+    ids=["lanes", "machines", "shards"],
+)
+def test_what_ranks_can_not_share_is_refused_before_they_start(
+    tiny_settings, monkeypatch, tmp_path, nproc, nodes, shards, words
+):
+    monkeypatch.setenv("PET_NNODES", nodes)
+    monkeypatch.setattr(launching, "get_rendezvous_handler", pytest.fail)
+    (tmp_path / "a.toml").write_text(SETTINGS)
+    settings = read_settings(Settings, tmp_path / "a.toml", [f"parallel.shard_ranks={shards}"])
+    with pytest.raises(UsageError, match=words):
+        launching.make_agent(settings, [], nproc, 0, str(tmp_path))
 
 
 def test_failed_ranks_are_started_again_as_often_as_asked(tmp_path):
     job = Launched(tmp_path, "1,1 5,5 0,0", max_restarts=2)
     code, words = job.end()
     assert code == 0
-    assert words.splitlines() == [f"starting the ranks again ({n} of 2)" for n in (1, 2)]
+    again = [f"starting the ranks again ({n} of 2) from the beginning" for n in (1, 2)]
+    assert words.splitlines() == again
     assert len(job.notes) == 6
     (tmp_path / "b").mkdir()
     assert Launched(tmp_path / "b", "1,1 1,1 0,0", max_restarts=1).end()[0] == 1
@@ -159,7 +213,7 @@ def test_what_fails_to_save_on_a_signal_is_not_started_again(tmp_path):
     job = Launched(tmp_path, "fails,fails 0,0", max_restarts=1)
     job.await_notes("started", 2)
     os.kill(job.process.pid, signal.SIGTERM)
-    assert job.end() == (6, "")
+    assert job.end() == (6, "the same command goes on from the beginning\n")
 
 
 def failed(*codes):
@@ -183,15 +237,12 @@ def failed(*codes):
         ((75, 6), signal.SIGUSR1, 6),  # it could not be saved
         ((-15, -15), signal.SIGTERM, 0),  # before they could listen
         ((-10, -10), signal.SIGUSR1, 75),
-        ((-9, 0), signal.SIGTERM, None),
+        ((-9, 0), signal.SIGTERM, 1),
+        ((130, -15), signal.SIGINT, 130),
     ],
 )
 def test_many_exit_codes_are_one(codes, received, told):
-    if told is None:
-        with pytest.raises(PeerLostError, match=r"rank 0 \(process 100\) was killed by SIGKILL"):
-            exit_code(failed(*codes), received)
-    else:
-        assert exit_code(failed(*codes), received) == told
+    assert exit_code(failed(*codes), received) == told
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
@@ -209,7 +260,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         check_nproc("cuda", 1)
 
 
-def test_torchruns_variables_make_one_job_of_several_machines(monkeypatch, tmp_path):
+def test_torchruns_variables_make_one_job_of_several_machines(tiny_settings, monkeypatch, tmp_path):
     found = {}
     monkeypatch.setattr(
         launching, "get_rendezvous_handler", lambda parameters: found.update(vars(parameters))
@@ -218,8 +269,10 @@ def test_torchruns_variables_make_one_job_of_several_machines(monkeypatch, tmp_p
     for name, value in names.items():
         monkeypatch.setenv(f"PET_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    spec = launching.make_agent(["a.toml"], 4, 1, str(tmp_path)).get_worker_group().spec
-    assert (spec.local_world_size, spec.max_restarts) == (4, 1)
+    spec = (
+        launching.make_agent(tiny_settings, ["a.toml"], 2, 1, str(tmp_path)).get_worker_group().spec
+    )
+    assert (spec.local_world_size, spec.max_restarts) == (2, 1)
     assert (found["endpoint"], found["run_id"]) == ("first:29400", "7")
     assert (found["min_nodes"], found["max_nodes"], found["backend"]) == (2, 2, "c10d")
 
@@ -307,6 +360,33 @@ def test_ranks_die_with_a_killed_launcher_and_free_the_folder(tiny_config, torch
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("nproc", [None, 2])
+@pytest.mark.parametrize("moment", ["torch", "ranks"])
+def test_an_early_interrupt_is_one_line_and_130(tiny_config, tmp_path, nproc, moment):
+    """At any moment from the first large import on: of the launcher's or of the ranks'."""
+    if moment == "ranks" and nproc is None:
+        pytest.skip("a process alone has none")
+    command = [BIN / "summerlm", "train", tiny_config, *(["--nproc", "2"] if nproc else [])]
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    found = (lambda: children(process.pid)) if moment == "ranks" else (lambda: loads(process.pid))
+    while not found():
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if line.startswith("interrupted before the run began")], lines
+    assert len(lines) <= 2, lines  # the run may have said before what it was about to do
+
+
+def loads(process):
+    """Whether a process has begun to load torch's own library."""
+    return "libtorch" in Path(f"/proc/{process}/maps").read_text()
+
+
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_its_run_goes_on_by_itself(tiny_config):
     run = Run(tiny_config, "train.budget_tokens=30000", "--max-restarts", "1")
     os.kill(run.ranks[1], signal.SIGKILL)
@@ -352,6 +432,9 @@ def test_a_signal_after_the_ranks_end_spoils_no_exit_code(tiny_settings, monkeyp
     class Agent:
         received = None
         spec = SimpleNamespace(rdzv_handler=SimpleNamespace(shutdown=lambda: None))
+
+        def listen(self):
+            pass
 
         def run(self):
             return SimpleNamespace(failures={})
