@@ -12,9 +12,11 @@ TOML has no null, so the string "none" stands for it, in files and overrides ali
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
 import tomli_w
@@ -54,12 +56,18 @@ def read_settings(schema: type[S], path: Path | None, overrides: Sequence[str] =
 
     Raises:
         UsageError: If a file is missing or no TOML, an override has no `=`, a key is unknown,
-            or a value has the wrong type or range; the message names the file and the key.
+            or a value has the wrong type or range; the message names the key and where it came
+            from: the file or the command line.
     """
     values = _read_file(path, ()) if path is not None else {}
     for text in overrides:
         _apply_override(values, text)
-    return validate(schema, values, origin=str(path) if path is not None else "settings")
+    try:
+        return _fill(schema, values)
+    except ValidationError as error:
+        key, words = _explain(schema, error)
+        origin = _blame(key, words, overrides, str(path) if path is not None else "settings")
+        raise UsageError(f"{origin}: {words}") from None
 
 
 def validate(schema: type[S], values: Mapping[str, Any], origin: str) -> S:
@@ -77,10 +85,9 @@ def validate(schema: type[S], values: Mapping[str, Any], origin: str) -> S:
         UsageError: If a key is unknown or a value doesn't fit.
     """
     try:
-        # JSON mode: strict about types, and yet lists become tuples and strings paths
-        return schema.model_validate_json(json.dumps(_nulls(values), default=str))
+        return _fill(schema, values)
     except ValidationError as error:
-        raise UsageError(f"{origin}: {_explain(schema, error)}") from None
+        raise UsageError(f"{origin}: {_explain(schema, error)[1]}") from None
 
 
 def dump_toml(settings: Section) -> str:
@@ -213,18 +220,64 @@ def _denulls(value: Any) -> Any:
     return NONE if value is None else value
 
 
-def _explain(schema: type[Section], error: ValidationError) -> str:
-    """Turn the first of pydantic's errors into one line; a misspelt key before a missing one."""
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
+def _fill(schema: type[S], values: Mapping[str, Any]) -> S:
+    # JSON mode: strict about types, and yet lists become tuples and strings paths
+    return schema.model_validate_json(json.dumps(_nulls(values), default=str))
+
+
+def _explain(schema: type[Section], error: ValidationError) -> tuple[str, str]:
+    """Turn the first of pydantic's errors into its key and one line; misspelt before missing."""
+    errors = error.errors()
+    first = min(errors, key=lambda found: found["type"] != "extra_forbidden")
+    key, annotation = _locate(schema, first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"no setting {key}{_nearest(schema, key)}"
+        return key, f"no setting {key}{_nearest(schema, key)}"
     if first["type"] == "missing":
-        return f"setting {key} is missing"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        return key, f"setting {key} is missing"
     if first["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key} = {first['input']!r}: should be {message}"
+        message = first["msg"].removeprefix("Value error, ")
+        return key, f"{key}: {message}" if key else message
+    # an error for each kind of value that was tried
+    wanted = [found["msg"] for found in errors if _locate(schema, found["loc"])[0] == key]
+    wanted = [message.removeprefix("Input should be ") for message in wanted]
+    if NoneType in get_args(annotation):
+        wanted.append(repr(NONE))
+    return key, f"{key} = {first['input']!r}: should be {', or '.join(wanted)}"
+
+
+def _locate(schema: type[Section], place: Sequence[int | str]) -> tuple[str, Any]:
+    """Give the dotted key that an error's place means, and its annotation, if it has one.
+
+    Where a value may be of several kinds, pydantic adds to the place the one that it tried.
+    """
+    names: list[str] = []
+    annotation: Any = schema
+    for part in place:
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            field = annotation.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        elif get_origin(annotation) in (dict, tuple):
+            annotation = kinds[-1 if get_origin(annotation) is dict else 0]
+        elif len(kinds) > 1:
+            break
+        names.append(str(part))
+    return ".".join(names), annotation
+
+
+def _blame(key: str, words: str, overrides: Sequence[str], file: str) -> str:
+    """Name the place that a mistake in a setting, or in how some go together, comes from."""
+    keys = {text: text.partition("=")[0].strip() for text in overrides}
+    if any(own == key or key.startswith(f"{own}.") for own in keys.values()):
+        return "command line"
+    # what is missing, the command line may have made needed
+    near = f"{key.rpartition('.')[0]}." if words.endswith(" is missing") else None
+    shared = [
+        text
+        for text, own in keys.items()
+        if (near and own.startswith(near)) or re.search(rf"\b{re.escape(own)}\b", words)
+    ]
+    return f"{file} with {' '.join(shared)}" if shared else file
 
 
 def _nearest(schema: type[Section], key: str) -> str:

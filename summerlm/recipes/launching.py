@@ -58,6 +58,11 @@ class Agent(LocalElasticAgent):
     torchrun's own kills its ranks 30 seconds after a signal, however long a save takes, and starts
     ranks again that were asked to stop, or that would fail again.
 
+    Args:
+        spec: What to start.
+        logs_specs: Where ranks print.
+        run: The run's folder, which needn't be there yet.
+
     Attributes:
         received: The last signal that was passed on to the ranks, or that found none.
         started: Whether ranks were started.

@@ -1,3 +1,5 @@
+from typing import Annotated, Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,9 @@ class Optim(Section):
     steps: int = 3
     clip: float | None = None
     names: tuple[str, ...] = ()
+    shards: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    again: Literal["some", "full"] | None = None
+    every: int | None = Field(default=None, ge=1)
 
 
 class Source(Section):
@@ -90,6 +95,40 @@ def test_mistakes_name_the_key(config, override, words):
         read_settings(Whole, config, [override])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.shards=0", "optim.shards = 0: should be greater than or equal to 1, or 'all'"),
+        ("optim.shards=some", "optim.shards = 'some': should be a valid integer, or 'all'"),
+        ("optim.again=x", "optim.again = 'x': should be 'some' or 'full', or 'none'"),
+        ("optim.every=0", "optim.every = 0: should be greater than or equal to 1, or 'none'"),
+        ("optim.names=[1]", "optim.names.0 = 1: should be a valid string"),
+        ("optim.peek_lr=1", "no setting optim.peek_lr; did you mean optim.peak_lr?"),
+        ("sources.web={weight='x'}", "sources.web.weight = 'x': should be a valid number"),
+    ],
+    ids=lambda value: value.partition("=")[0],
+)
+def test_a_mistake_on_the_command_line_is_not_the_file_s(config, override, words):
+    """All that a setting may be is said, in words of settings."""
+    with pytest.raises(UsageError) as error:
+        read_settings(Whole, config, ["optim.clip=1", override])
+    assert str(error.value) == f"command line: {words}"
+
+
+def test_a_mistake_of_file_or_of_both_names_them(tmp_path, config):
+    def words(*overrides):
+        with pytest.raises(UsageError) as error:
+            read_settings(Whole, config, list(overrides))
+        return str(error.value)
+
+    missing = "sources.books.column=x"
+    assert words(missing) == f"{config} with {missing}: setting sources.books.weight is missing"
+    both = words("optim.clip=1", "optim.steps=7")
+    assert both == f"{config} with optim.steps=7: optim.steps (7) doesn't go with flag"
+    config.write_text("[optim]\nsteps = 1.5\n")
+    assert words("optim.clip=1").startswith(f"{config}: optim.steps = 1.5: ")
 
 
 def test_files_that_cannot_be_read(tmp_path):
