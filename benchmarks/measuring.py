@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any
 
@@ -118,16 +118,31 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def circumstances() -> dict[str, Any]:
-    """Say where, when and how figures were taken, in JSON values."""
+def circumstances(device: str = "cpu") -> dict[str, Any]:
+    """Say where, when and how figures were taken, in JSON values.
+
+    Args:
+        device: What was measured: "cpu" or "cuda".
+
+    Returns:
+        Date, command, commit, hardware, and versions, None for packages that aren't installed.
+    """
     packages = ("summerlm", "numpy", "tokenizers", "pyarrow")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
-        "hardware": {**describe(torch.device("cpu")), "cores": len(os.sched_getaffinity(0))},
-        "versions": {package: version(package) for package in packages},
+        "hardware": {**describe(torch.device(device)), "cores": len(os.sched_getaffinity(0))},
+        "versions": {package: _version(package) for package in packages},
     }
+
+
+def _version(package: str) -> str | None:
+    """Give an installed package's version; None where it runs from a checkout or isn't here."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
