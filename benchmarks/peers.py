@@ -53,7 +53,11 @@ TOY += ["--steps=4", "--tried=1", "--warm=1"]
 def main() -> None:
     arguments = parse()
     amounts = Amounts(arguments.tried, arguments.warm, arguments.steps, arguments.slice)
-    figures: dict[str, Any] = {**circumstances(), "peer": arguments.peer, "toy": arguments.toy}
+    figures: dict[str, Any] = {
+        **circumstances(arguments.device),
+        "peer": arguments.peer,
+        "toy": arguments.toy,
+    }
     figures["matmul_peak"] = peaks(arguments)
     figures["vocabularies"] = {}
     for vocabulary in arguments.vocabulary:
