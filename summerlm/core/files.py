@@ -168,10 +168,14 @@ class RunFolder:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             lock.close()
-            raise FolderHeldError(f"{self.path}: held by {holder}; choose another folder") from None
+            raise FolderHeldError(
+                f"{self.path}: held by {holder}; let it end, or choose another folder"
+            ) from None
         lock.seek(0)
         lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        job = f", rank {os.environ['RANK']} of the {world} of its job" if world > 1 else ""
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
         lock.flush()
         self._lock = lock
         return self

@@ -4,7 +4,8 @@ Flow: `recipes` make a `Recorder` with the sinks of the run; `train`'s hooks cal
 `Recorder.write(kind, **fields)`; each sink takes what it can show.
 
 Kinds: "train" is one completed step and the only kind with a `loss`; "validation", "sample",
-"resume", "stop" and "incident" tell what happened beside the steps.
+"resume", "stop" and "incident" tell what happened beside the steps; a "note" says what is being
+done, to whoever reads along, and stands in no file.
 """
 
 import contextlib

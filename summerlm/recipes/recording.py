@@ -52,7 +52,7 @@ def open_recorder(run: Run, console: Console) -> Recorder:
     derived = derive(settings)
     sinks: list[Sink] = [
         ConsoleSink(console, derived.tokens, settings.run.log_every_steps),
-        JsonLines(folder.metrics, lambda kind: kind != "sample"),
+        JsonLines(folder.metrics, lambda kind: kind not in ("sample", "note")),
         JsonLines(folder.incidents, lambda kind: kind == "incident"),
         JsonLines(folder.samples, lambda kind: kind == "sample"),
     ]
@@ -182,7 +182,8 @@ def describe_run(console: Console, settings: Settings, run: Run) -> None:
     own = derived.rows // run.ranks.world
     micro = min(settings.parallel.micro_batch_rows or own, own)
     tokens = settings.data.tokens
-    hands = f"{settings.data.workers} workers a rank" if tokens is None else f"read from {tokens}"
+    workers = "1 worker" if settings.data.workers == 1 else f"{settings.data.workers} workers"
+    hands = f"{workers} a rank" if tokens is None else f"read from {tokens}"
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
         "parameters": f"{parameters(settings.model):,}",

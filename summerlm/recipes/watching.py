@@ -3,6 +3,7 @@
 Flow: `pretrain` makes one `Watch`; its methods are hooks, its results go to the recorder.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from summerlm.core.errors import UsageError
+from summerlm.core.progress import PATIENCE_S
 from summerlm.core.record import Recorder
 from summerlm.data.sources import Source
 from summerlm.data.tokens.reading import TokenSource
@@ -48,6 +50,8 @@ class Watch:
                     f"model.context is {self._context}"
                 )
         limit = settings.validation.characters_per_source
+        recorder.write("note", line="reading held-out texts and the first batch ...")
+        self._expected_s = PATIENCE_S  # that a measurement takes; the first one is announced
         self._held_out = {source.name: list(take_text(source, limit)) for source in run.sources}
 
     def validate(self, event: Event) -> None:
@@ -56,10 +60,15 @@ class Watch:
         Args:
             event: The step after which it is measured.
         """
+        began = time.monotonic()
+        if any(self._held_out.values()) and self._expected_s >= PATIENCE_S:
+            line = f"step {event.step}: measuring the held-out text ..."
+            self._recorder.write("note", line=line)
         with evaluating(self._run.layout):
             scores = {name: self._measure(texts) for name, texts in self._held_out.items() if texts}
         if not scores:
             return
+        self._expected_s = time.monotonic() - began
         total = sum(self._weights[name] for name in scores)
         loss = sum(self._weights[name] * s.loss for name, s in scores.items()) / total
         parts = ", ".join(f"{name} {s.bits_per_byte:.3f}" for name, s in scores.items())

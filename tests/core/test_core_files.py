@@ -74,6 +74,14 @@ with RunFolder(Path(sys.argv[1])):
 """
 
 
+def test_a_rank_that_holds_a_folder_says_that_it_is_one_of_several(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    words = r"held by process \d+ on \S+, rank 0 of the 4 of its job; let it end, or"
+    with RunFolder(tmp_path), pytest.raises(FolderHeldError, match=words), RunFolder(tmp_path):
+        pass
+
+
 def test_lock_names_its_holder_and_a_kill_frees_it(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True

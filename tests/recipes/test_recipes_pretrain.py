@@ -1,6 +1,7 @@
 """A run from settings to a folder: exact resume, extension, faults, exit codes."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -134,6 +135,39 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(start, monkeypatch, 
 def test_sigusr1_asks_to_be_queued_again(start, monkeypatch):
     stop_after(monkeypatch, 2, signal.SIGUSR1)
     assert start("a")[0] == 75
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGUSR1, 75)]
+)
+@pytest.mark.parametrize("where", ["opening.open_run_data", "watching.take_text"])
+def test_a_signal_before_the_first_step_says_that_nothing_was_begun(
+    tiny_settings, monkeypatch, where, number, code
+):
+    def interrupted(*_):
+        os.kill(os.getpid(), number)
+        pytest.fail("goes on")
+
+    monkeypatch.setattr(f"summerlm.recipes.{where}", interrupted)
+    console = Console(width=200, file=io.StringIO())
+    assert pretrain(tiny_settings, console) == code
+    words = console.file.getvalue().splitlines()
+    begun = "the run began" if where.startswith("opening") else "a step was made"
+    assert words[-1] == f"interrupted before {begun}: nothing to save"
+
+
+def test_a_run_says_where_it_lies_and_what_it_does_while_it_is_silent(tiny_config):
+    console = Console(width=200, file=io.StringIO())
+    settings = read_settings(Settings, tiny_config, ["data.workers=1", "validation.every_steps=3"])
+    assert pretrain(settings, console) == 0
+    words = console.file.getvalue()
+    assert words.startswith(f"{settings.run.folder}: opening the data and the model ...\n")
+    assert "4 lanes, 1 worker a rank" in words
+    order = ["reading held-out texts", "step      1", "step 3: measuring", "step 3: held-out loss"]
+    places = [words.index(line) for line in order]
+    assert places == sorted(places)
+    assert words.count("measuring") == 1, "a measurement that takes no time is announced once"
+    assert "note" not in {row["kind"] for row in read_rows(settings.run.folder / "metrics.jsonl")}
 
 
 def test_rows_past_the_checkpoint_are_cut(start, monkeypatch):
