@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from summerlm.core.marks import part
 from summerlm.core.parts import Part
 from summerlm.optim.adamw import AdamW
 from summerlm.optim.config import OptimConfig
@@ -60,9 +61,10 @@ class OptimizerSet:
     ) -> None:
         self.groups = groups
         self._shard_group = shard_group
-        self._weights = {name: part for group in groups for name, part in group.parts.items()}
-        for name, part in self._weights.items():
-            assert part.tensor.dtype == torch.float32, f"{name} is {part.tensor.dtype}, not float32"
+        self._weights = {name: held for group in groups for name, held in group.parts.items()}
+        for name, weight in self._weights.items():
+            dtype = weight.tensor.dtype
+            assert dtype == torch.float32, f"{name} is {dtype}, not float32"
         self._adam = AdamW([group for group in groups if group.optimizer == "adamw"], config)
         self._muons = [
             (group, _muon(group, config, matrices, shard_group))
@@ -91,11 +93,13 @@ class OptimizerSet:
         Returns:
             The norm of the change of all weights, decay included, (), float32; 0 where skipped.
         """
-        for name, part in self._weights.items():
-            assert gradients[name].shape == part.tensor.shape, f"{name}: a gradient's shape"
-        moved = self._adam.step(gradients, self._factor, ok)
-        for group, muon in self._muons:
-            moved += muon.step(gradients, group.rate * self._factor, ok)
+        for name, weight in self._weights.items():
+            assert gradients[name].shape == weight.tensor.shape, f"{name}: a gradient's shape"
+        with part("optimizer: AdamW"):
+            moved = self._adam.step(gradients, self._factor, ok)
+        with part("optimizer: Muon"):
+            for group, muon in self._muons:
+                moved += muon.step(gradients, group.rate * self._factor, ok)
         if self._shard_group is not None:
             dist.all_reduce(moved, group=self._shard_group)
         return moved.sqrt().float()

@@ -33,6 +33,7 @@ from summerlm.data.loader import Steps, refuse_world
 from summerlm.optim.schedule import rate_factor
 from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import Run, is_finished, open_run
+from summerlm.recipes.profiling import profiled_run
 from summerlm.recipes.recording import Record, describe_run, open_recorder, seconds_spent
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.spikes import Spikes
@@ -153,7 +154,7 @@ def run_steps(run: Run, recorder: Recorder, stop: StopRequest) -> bool:
     hooks = make_hooks(run, recorder, gear)
     event = None
     try:
-        for event in make_steps(run, gear, stop):
+        for event in profiled_run(make_steps(run, gear, stop), run, recorder):
             for hook in hooks:
                 hook(event)
             asked = stop.received if run.ranks.world == 1 else event.stop

@@ -36,6 +36,8 @@ class RunConfig(Section):
     """Steps between two lines where the console is not a terminal."""
     tensorboard: bool = False
     """Write TensorBoard files into the run folder; needs summerlm[track]."""
+    profile: bool = False
+    """Write a trace of steps 10 to 14 of this start, and where their time goes, to profile/."""
 
 
 class TokenizerConfig(Section):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from summerlm.core.errors import SummerError
+from summerlm.core.marks import part
 from summerlm.core.ranks import Ranks
 from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.train.feed import Fed, Feed
@@ -111,7 +112,8 @@ def train(
         done, error = fed, None
         if number < stretch.last:
             try:
-                fed = feed.next(number + 1, busy_s=hooks_s + result.own_s)
+                with part("data"):
+                    fed = feed.next(number + 1, busy_s=hooks_s + result.own_s)
             except (SummerError, InterruptedWaitError) as failure:
                 error = failure  # the step that is done comes first, so that it can be saved
         ranks.phase("result", number)

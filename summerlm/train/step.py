@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from summerlm.core.marks import part
 from summerlm.core.ranks import Ranks
 from summerlm.core.runtime import derive_seed
 from summerlm.data.batch import IGNORE, Batch
@@ -130,9 +131,10 @@ class Stepper:
         row_nats, own_s = self._backward(micros, number, count)
         row_targets = (batch.targets != IGNORE).sum(dim=1)
         gradients = self.layout.gradients()
-        nats, targets, squares = self._sums(batch.sources, row_nats, row_targets, gradients)
-        loss, norm = (nats.sum() / count).float(), squares.sqrt().float()
-        self._clip(gradients.values(), norm)
+        with part("gradient norm, clip"):
+            nats, targets, squares = self._sums(batch.sources, row_nats, row_targets, gradients)
+            loss, norm = (nats.sum() / count).float(), squares.sqrt().float()
+            self._clip(gradients.values(), norm)
         limits = limits or Limits()
         ok = torch.isfinite(loss) & torch.isfinite(norm)
         ok &= (loss <= limits.loss) & (norm <= limits.norm)
@@ -183,15 +185,16 @@ class Stepper:
         enabled = self._dtype is not None
         with torch.autocast(device_type, dtype=self._dtype, enabled=enabled):
             hidden = self.layout(micro.tokens, micro.documents)  # (B, T, D)
-            loss = next_token_loss(
-                hidden.flatten(0, 1),
-                model.head_weight,
-                micro.targets.flatten(),
-                vocabulary=model.config.vocabulary,
-                soft_cap=model.config.logit_soft_cap,
-                z_loss=self._config.z_loss,
-                chunk_tokens=self._config.loss_chunk_tokens,
-            )
+            with part("head and loss"):
+                loss = next_token_loss(
+                    hidden.flatten(0, 1),
+                    model.head_weight,
+                    micro.targets.flatten(),
+                    vocabulary=model.config.vocabulary,
+                    soft_cap=model.config.logit_soft_cap,
+                    z_loss=self._config.z_loss,
+                    chunk_tokens=self._config.loss_chunk_tokens,
+                )
         return loss.total, loss.per_target.view_as(micro.targets)
 
     def _sums(
