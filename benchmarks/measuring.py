@@ -4,21 +4,17 @@ Flow: a benchmark starts each side of a comparison as a `Child`, asks it for sli
 turn, sums up with `spread`, and writes one object with `circumstances` beside its figures.
 """
 
-import datetime
 import json
 import os
 import shlex
-import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any
 
-import torch
+from summerlm.core.figures import circumstances, spread
 
-from summerlm.core.hardware import describe
+__all__ = ["ONE_CORE", "ONE_THREAD", "Child", "circumstances", "spread"]
 
 # one thread of everything, for all sides alike: the unit is a core
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -95,60 +91,3 @@ class Child:
             raise SystemExit(f"{program} ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Sum up repeats of one figure.
-
-    Args:
-        values: The figure of each repeat, at least one.
-
-    Returns:
-        Median, lowest and highest value, and all of them in order.
-
-    Example:
-        >>> spread([3.0, 1.0, 2.0])
-        {'median': 2.0, 'lowest': 1.0, 'highest': 3.0, 'all': [3.0, 1.0, 2.0]}
-    """
-    return {
-        "median": statistics.median(values),
-        "lowest": min(values),
-        "highest": max(values),
-        "all": list(values),
-    }
-
-
-def circumstances(device: str = "cpu") -> dict[str, Any]:
-    """Say where, when and how figures were taken, in JSON values.
-
-    Args:
-        device: What was measured: "cpu" or "cuda".
-
-    Returns:
-        Date, command, commit, hardware, and versions, None for packages that aren't installed.
-    """
-    packages = ("summerlm", "numpy", "tokenizers", "pyarrow")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
-        "hardware": {**describe(torch.device(device)), "cores": len(os.sched_getaffinity(0))},
-        "versions": {package: _version(package) for package in packages},
-    }
-
-
-def _version(package: str) -> str | None:
-    """Give an installed package's version; None where it runs from a checkout or isn't here."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Name the checkout's commit, with "+" where files differ from it; None without git."""
-    try:
-        command = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
