@@ -1,18 +1,11 @@
 """The tests of many ranks and their saves can fail: they must notice each of these breaks.
 
-A mutant whose text no longer occurs in the code is an error: change it along with the code.
 The data order has mutants of its own, in `test_data_mutants`.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from mutants import break_code, copy_code, run_tests
 
-TESTS = Path(__file__).parent
 RECORD = "recipes/test_recipes_jobs.py::test_many_ranks_record_what_one_does"
 LAYOUT = "train/test_train_layouts.py::test_a_layout_changes_nothing"
 TWICE = "train/test_train_layouts.py::test_a_layout_gives_the_same_bits_twice_and_over_a_restart"
@@ -110,40 +103,10 @@ MUTANTS = {
 }
 
 
-def run_test(folder, test):
-    """Run a test on the copy in `folder`; 0 = passed, 1 = failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    result = subprocess.run(
-        [*command, f"tests/{test}"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert result.returncode in (0, 1), result.stdout + result.stderr
-    return result.returncode
-
-
-@pytest.fixture
-def copied(tmp_path):
-    """A copy of the checkout's code and tests."""
-    root = TESTS.parent
-    for name in ("summerlm", "tests", "configs"):
-        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "pyproject.toml", tmp_path)
-    return tmp_path
-
-
 @pytest.mark.slow
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", sorted(MUTANTS))
-def test_a_mutant_is_killed(name, copied):
+def test_a_mutant_is_killed(name, tmp_path):
     test, module, old, new = MUTANTS[name]
-    file = copied / "summerlm" / f"{module}.py"
-    code = file.read_text()
-    assert code.count(old) == 1, f"{old!r} occurs {code.count(old)} times in {module}.py"
-    file.write_text(code.replace(old, new))
-    assert run_test(copied, test) == 1, "survived"
+    copy_code(tmp_path, "summerlm", "tests", "configs", "pyproject.toml")
+    break_code(tmp_path, module, old, new)
+    assert run_tests(tmp_path, "-n", "0", f"tests/{test}") == 1, "survived"

@@ -1,20 +1,8 @@
-"""The tests of order and reading can fail: they must notice each of these breaks of the code.
-
-A first draft of such tests passes on broken code more often than one thinks. A mutant whose text
-no longer occurs in the code is an error: change it along with the code.
-"""
-
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+"""The tests of order and reading can fail: they must notice each of these breaks of the code."""
 
 import pytest
+from mutants import break_code, copy_code, run_tests
 
-import summerlm
-
-HERE = Path(__file__).parent
 NAMES = (
     *("batch", "lanes", "ledger", "loader", "mixture", "permutation", "workers"),
     *("hygiene", "sources", "transfer", "faults"),
@@ -159,58 +147,30 @@ MUTANTS = {
 }
 
 
-def run_tests(folder, names=NAMES):
+def run_quick_tests(folder, names=NAMES):
     """Run quick tests on the copy in `folder`; 0 = all passed, 1 = one failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-    ]
     # the tests of dying processes are slow, and of other things
-    command += ["-k", "not trainer and not killed and not group and not at_once"]
-    command += [str(folder / f"test_data_{name}.py") for name in names]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    result = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert result.returncode in (0, 1), result.stdout + result.stderr
-    return result.returncode
+    quick = ("-m", "not slow", "-k", "not trainer and not killed and not group and not at_once")
+    return run_tests(folder, *quick, *(f"test_data_{name}.py" for name in names))
 
 
 @pytest.fixture
 def copied(tmp_path):
     """A copy of the package and of the order's tests."""
-    package = Path(summerlm.__file__).parent
-    shutil.copytree(package, tmp_path / "summerlm", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data_streams.py", "hub_server.py", *(f"test_data_{name}.py" for name in NAMES)):
-        shutil.copy(HERE / name, tmp_path)
+    files = ("data_streams.py", "hub_server.py", *(f"test_data_{name}.py" for name in NAMES))
+    copy_code(tmp_path, "summerlm", *(f"tests/data/{name}" for name in files))
     (tmp_path / "conftest.py").write_text(CONFTEST)
     return tmp_path
 
 
 @pytest.mark.slow
 def test_the_code_as_it_is_passes(copied):
-    assert run_tests(copied) == 0
+    assert run_quick_tests(copied) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MUTANTS))
 def test_a_mutant_is_killed(name, copied):
     tests, module, old, new = MUTANTS[name]
-    file = copied / "summerlm" / "data" / f"{module}.py"
-    code = file.read_text()
-    assert code.count(old) == 1, f"{old!r} occurs {code.count(old)} times in {module}.py"
-    file.write_text(code.replace(old, new))
-    assert run_tests(copied, [tests]) == 1, "survived"
+    break_code(copied, f"data/{module}", old, new)
+    assert run_quick_tests(copied, [tests]) == 1, "survived"
