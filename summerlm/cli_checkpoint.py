@@ -23,7 +23,7 @@ def checkpoint_list(run: Folder, to: Json = None) -> None:
 
     facts = list_checkpoints(run)
     if write_facts(facts, to):
-        show_list(facts, Console())
+        show_list(run, facts, Console())
 
 
 @checkpoint.command(name="verify")
@@ -44,11 +44,14 @@ def checkpoint_prune(
         int | None,
         typer.Option(help="How many stay; default checkpoint.keep_last of the run.", min=1),
     ] = None,
+    leftovers: Annotated[
+        bool, typer.Option("--leftovers", help="Delete branches and damaged ones set aside too.")
+    ] = False,
 ) -> None:
     """Delete old checkpoints as the run itself would; only whole ones count as kept."""
     from summerlm.recipes.checkpoints import prune_checkpoints
 
-    for line in prune_checkpoints(run, keep_last):
+    for line in prune_checkpoints(run, keep_last, leftovers):
         print(line)
 
 

@@ -23,6 +23,15 @@ from summerlm.core.failpoints import reach
 from summerlm.core.files import publish_folder, read_json, sync_folder
 from summerlm.core.ranks import ALONE, Ranks
 
+# folders beside the checkpoints, by how their names begin
+ASIDE = {
+    "branch-": "checkpoints that a rollback or a larger budget has moved",
+    "damaged-": "a damaged checkpoint that a start of the run has set aside",
+    "tmp-": "a save that was cut short",
+    "del-": "a checkpoint whose deletion was cut short",
+}
+DRAFTS = ("tmp-", "del-")  # of these nothing is of use to anyone
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -134,12 +143,26 @@ class Store:
             return folder, read_json(folder / "state.json")
         return None
 
+    def untrusted(self) -> list[int]:
+        """List the steps whose checkpoint this process has found damaged, in order."""
+        return [step for step in self.steps() if self._good.get(step) is False]
+
+    def aside(self, *prefixes: str) -> list[Path]:
+        """List the folders beside the checkpoints.
+
+        Args:
+            *prefixes: How the names of those begin that are wanted: some of `ASIDE`.
+
+        Returns:
+            Their paths, by name.
+        """
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(entry for entry in entries if entry.name.startswith(prefixes))
+
     def clear_drafts(self) -> None:
         """Remove what a killed process left unpublished or half deleted."""
-        if self.folder.is_dir():
-            for entry in self.folder.iterdir():
-                if entry.name.startswith(("tmp-", "del-")):
-                    shutil.rmtree(entry, ignore_errors=True)
+        for folder in self.aside(*DRAFTS):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def prune(self, retention: Retention) -> list[str]:
         """Delete old checkpoints; only those that verify count as kept.
@@ -184,7 +207,9 @@ class Store:
             sync_folder(self.folder)
         except OSError as error:
             raise SaveError(f"{branch}: can't be made: {error.strerror}") from error
-        self._warn(f"checkpoints of steps {later[0]} to {later[-1]} moved to {branch.name}")
+        several = f"checkpoints of steps {later[0]} to {later[-1]}"
+        what = several if len(later) > 1 else f"the checkpoint of step {later[0]}"
+        self._warn(f"{what} moved to {branch.name}")
         return branch
 
     def _examine(

@@ -4,6 +4,9 @@ Flow: `cli_checkpoint` calls one of these for each command. `list_checkpoints` a
 `verify_checkpoints` only read; `prune_checkpoints` and `roll_back` hold the run folder meanwhile.
 """
 
+import shlex
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from summerlm.checkpoint.manifest import (
     verify,
 )
 from summerlm.checkpoint.reading import check_finite
-from summerlm.checkpoint.store import Store
+from summerlm.checkpoint.store import ASIDE, DRAFTS, Store
 from summerlm.core.config import read_settings
 from summerlm.core.errors import NoCheckpointError, UsageError
 from summerlm.core.files import RunFolder
@@ -36,8 +39,8 @@ def list_checkpoints(path: Path) -> dict[str, Any]:
 
     Returns:
         `checkpoints`: a list of `step`, `bytes`, `ranks` (that wrote it) and `error` (null, or why
-        its manifest can't be read), by step. `aside`: names of folders that are no checkpoints
-        any more: damaged ones, branches, drafts.
+        its manifest can't be read), by step. `aside`: `name`, `bytes` and `what` of each folder
+        beside them that a start of the run doesn't read.
     """
     folder = _run(path)
     store = Store(folder.checkpoints, warn=_ignore)
@@ -51,9 +54,11 @@ def list_checkpoints(path: Path) -> dict[str, Any]:
         except (DamagedError, NoCheckpointError) as error:
             facts["error"] = str(error)
         found.append(facts)
-    known = {store.path(step).name for step in store.steps()}
-    names = (entry.name for entry in folder.checkpoints.iterdir()) if found else ()
-    return {"checkpoints": found, "aside": sorted(set(names) - known)}
+    aside = [
+        {"name": path.name, "bytes": _size(path), "what": _what(path)}
+        for path in store.aside(*ASIDE)
+    ]
+    return {"checkpoints": found, "aside": aside}
 
 
 def verify_checkpoints(path: Path) -> dict[str, Any]:
@@ -102,15 +107,16 @@ def _verify_files(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def prune_checkpoints(path: Path, keep_last: int | None) -> list[str]:
+def prune_checkpoints(path: Path, keep_last: int | None, leftovers: bool) -> list[str]:
     """Delete old checkpoints as the run itself would, and what killed processes left.
 
     Args:
         path: The run folder.
         keep_last: How many of the newest that verify stay; None = as the run's settings say.
+        leftovers: Whether branches and damaged ones that were set aside go too.
 
     Returns:
-        Lines for a person: what was deleted, and what is damaged.
+        Lines for a person: what was deleted, what stays, and what is damaged.
 
     Raises:
         FolderHeldError: If the run is in progress.
@@ -118,13 +124,27 @@ def prune_checkpoints(path: Path, keep_last: int | None) -> list[str]:
     with _run(path) as folder:
         settings = read_settings(Settings, folder.settings)
         store = Store(folder.checkpoints, warn=_ignore)
-        before = store.steps()
-        notes = store.prune(retention(settings, keep_last))
-        store.clear_drafts()
-        gone = sorted(set(before) - set(store.steps()))
-    words = f"deleted steps {', '.join(map(str, gone))}" if gone else "nothing to delete"
-    left = ", ".join(map(str, store.steps())) or "none"
-    return [*(f"warning: {note}" for note in notes), f"{words}; there are steps {left}"]
+        before = {step: _size(store.path(step)) for step in store.steps()}
+        lines = [f"warning: {note}" for note in store.prune(retention(settings, keep_last))]
+        kept, bad, freed = store.steps(), store.untrusted(), 0
+        for step in sorted(before.keys() - set(kept)):
+            lines.append(f"deleted step {step}: {before[step]:,} bytes")
+            freed += before[step]
+        for entry in store.aside(*(ASIDE if leftovers else DRAFTS)):
+            size = _size(entry)
+            shutil.rmtree(entry, ignore_errors=True)
+            size -= _size(entry)
+            lines.append(f"deleted {entry.name}, {_what(entry)}: {size:,} bytes")
+            freed += size
+        lines.append(f"{freed:,} bytes freed" if freed else "nothing to delete")
+        if good := [step for step in kept if step not in bad]:
+            lines.append(f"kept: {_name(good)}")
+        if bad:
+            lines.append(f"damaged, and not counted: {_name(bad)}")
+        if left := store.aside(*ASIDE):
+            size = sum(map(_size, left))
+            lines.append(f"left beside, to be deleted by --leftovers: {size:,} bytes")
+    return lines
 
 
 def roll_back(path: Path, step: int) -> list[str]:
@@ -147,18 +167,25 @@ def roll_back(path: Path, step: int) -> list[str]:
         store = Store(folder.checkpoints, lines.append)
         steps = store.steps()
         if step not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise UsageError(f"--to-step {step}: has no checkpoint; there are steps {there}")
+            there = f"there are {_name(steps)}" if steps else "there is none yet"
+            raise UsageError(f"--to-step {step}: has no checkpoint; {there}")
         try:
             verify(store.path(step))
         except DamagedError as error:
-            raise NoCheckpointError(f"{error}; nothing is moved") from None
+            others = f"; there are {_name(steps)}" if len(steps) > 1 else ""
+            raise NoCheckpointError(f"{error}; nothing is moved{others}") from None
         store.branch_off(step)
-    return lines or [f"step {step} is the last checkpoint already; nothing to move"]
+    config, same = (shlex.quote(str(words)) for words in (folder.settings, path))
+    go_on = f"`summerlm train {config} run.folder={same}` goes on after step {step}"
+    if not lines:
+        return [f"step {step} is the last checkpoint already: nothing to move", go_on]
+    delete = f"`summerlm checkpoint prune {same} --leftovers` deletes what was moved"
+    return [*lines, go_on, delete]
 
 
-def show_list(facts: dict[str, Any], console: Console) -> None:
-    """Print what `list_checkpoints` returns."""
+def show_list(path: Path, facts: dict[str, Any], console: Console) -> None:
+    """Print what `list_checkpoints` returns for a run folder."""
+    name = shlex.quote(str(path))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("step", "bytes", "ranks"):
         table.add_column(heading, justify="right")
@@ -167,19 +194,54 @@ def show_list(facts: dict[str, Any], console: Console) -> None:
         size = "" if row["bytes"] is None else f"{row['bytes']:,}"
         words = Text(row["error"], "red") if row["error"] else Text("whole")
         table.add_row(str(row["step"]), size, str(row["ranks"] or ""), words)
-    console.print(table if facts["checkpoints"] else "no checkpoint yet")
-    for name in facts["aside"]:
-        console.print(f"not a checkpoint: {name}", soft_wrap=True, highlight=False)
+    if facts["checkpoints"]:
+        console.print(table)
+        _say(console, f"`summerlm checkpoint verify {name}` reads their files as well")
+    else:
+        _say(console, "no checkpoint yet")
+    for row in facts["aside"]:
+        _say(console, f"beside: {row['name']}, {row['what']}: {row['bytes']:,} bytes")
+    if facts["aside"]:
+        _say(console, f"`summerlm checkpoint prune {name} --leftovers` deletes what lies beside")
 
 
 def show_verified(facts: dict[str, Any], console: Console) -> None:
-    """Print what `verify_checkpoints` returns."""
+    """Print what `verify_checkpoints` returns, and how many files are whole."""
     for row in facts["files"]:
         if row["error"] is None:
-            line = Text(f"whole    {row['checkpoint']}/{row['file']}")
+            _say(console, f"whole    {row['checkpoint']}/{row['file']}")
         else:
-            line = Text(f"damaged  {row['error']}", "red")
-        console.print(line, soft_wrap=True)
+            _say(console, f"damaged  {row['error']}", "red")
+    files, checkpoints = len(facts["files"]), {row["checkpoint"] for row in facts["files"]}
+    bad = [row["checkpoint"] for row in facts["files"] if row["error"] is not None]
+    several = f"{len(checkpoints)} checkpoints"
+    count = f"{files} files of {several if len(checkpoints) > 1 else 'a checkpoint'}"
+    if bad:
+        names = ", ".join(sorted(set(bad)))
+        _say(console, f"{len(bad)} of {count} damaged, in {names}", "red")
+        good = sorted(checkpoints - set(bad))
+        goes = f"the newest whole one is {good[-1]}" if good else "no checkpoint is whole"
+        _say(console, goes)
+    else:
+        _say(console, f"{count}: all whole")
+
+
+def _name(steps: Sequence[int]) -> str:
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    console.print(Text(line, style), soft_wrap=True)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where it is gone."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _what(folder: Path) -> str:
+    """Say what a folder beside the checkpoints is."""
+    return next(what for prefix, what in ASIDE.items() if folder.name.startswith(prefix))
 
 
 def _run(path: Path) -> RunFolder:

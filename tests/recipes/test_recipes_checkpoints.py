@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -71,16 +72,24 @@ def test_list_tells_what_is_there(run, command):
     files = (run / "checkpoints" / "step-00000004").iterdir()
     size = sum(path.stat().st_size for path in files if path.name != "MANIFEST.json")
     assert facts["checkpoints"][0]["bytes"] == size
-    assert facts["aside"] == ["tmp-00000009-abc"]
+    assert facts["aside"] == [
+        {"name": "tmp-00000009-abc", "bytes": 0, "what": "a save that was cut short"}
+    ]
     code, out, _ = command("list", run)
     assert code == 0
-    assert "not a checkpoint: tmp-00000009-abc" in out
+    lines = out.splitlines()
+    assert lines[-3:] == [
+        f"`summerlm checkpoint verify {run}` reads their files as well",
+        "beside: tmp-00000009-abc, a save that was cut short: 0 bytes",
+        f"`summerlm checkpoint prune {run} --leftovers` deletes what lies beside",
+    ]
 
 
 def test_verify_names_each_file_and_ends_with_3(run, command):
     code, out, _ = command("verify", run)
     assert code == 0
-    assert out.count("whole") == 4 * 7
+    assert sum(line.startswith("whole ") for line in out.splitlines()) == 4 * 7
+    assert out.endswith("\n28 files of 4 checkpoints: all whole\n")
     assert "step-00000012/optimizer-00000-of-00001.safetensors" in out
     broken = run / "checkpoints" / "step-00000006" / "model-00000-of-00001.safetensors"
     data = bytearray(broken.read_bytes())
@@ -98,7 +107,13 @@ def test_verify_names_each_file_and_ends_with_3(run, command):
         ("step-00000004", "more.txt"),
     }
     assert "SHA-256" in bad["step-00000006", broken.name]
-    assert command("verify", run / "checkpoints" / "step-00000012")[0] == 0
+    end = command("verify", run)[1].splitlines()[-2:]
+    assert end == [
+        "3 of 29 files of 4 checkpoints damaged, in step-00000004, step-00000006",
+        "the newest whole one is step-00000012",
+    ]
+    code, out, _ = command("verify", run / "checkpoints" / "step-00000012")
+    assert (code, out.splitlines()[-1]) == (0, "7 files of a checkpoint: all whole")
     code, out, _ = command("verify", run / "checkpoints" / "step-00000006")
     assert code == 3
     assert str(broken) in out
@@ -129,10 +144,48 @@ def test_prune_keeps_what_the_run_would(run, command):
     assert code == 0
     # 12 is damaged: 8 is the last that counts; 6 is where a larger budget would go on
     assert step_folders(run) == ["step-00000006", "step-00000008", "step-00000012"]
-    assert "deleted steps 4; there are steps 6, 8, 12" in out
-    assert "state.json: is missing" in out
+    lines = out.splitlines()
+    assert "state.json: is missing" in lines[0]
+    assert re.fullmatch(r"deleted step 4: \d\d\d,\d\d\d bytes", lines[1])
+    assert lines[2:] == [
+        "deleted tmp-00000009-abc, a save that was cut short: 0 bytes",
+        lines[1].removeprefix("deleted step 4: ") + " freed",
+        "kept: steps 6, 8",
+        "damaged, and not counted: step 12",
+    ]
     code, out, _ = command("prune", run)
     assert "nothing to delete" in out
+
+
+def test_leftovers_are_deleted_when_asked_and_said_by_name(run, train, command):
+    (run / "checkpoints" / "step-00000012" / "state.json").unlink()
+    train("checkpoint.keep_last=9")  # sets it aside, and makes it again
+    code, out, _ = command("rollback", run, "--to-step", 8)
+    assert code == 0
+    moved, go_on, delete = out.splitlines()
+    assert re.fullmatch(r"the checkpoint of step 12 moved to branch-after-00000008-\w{8}", moved)
+    assert go_on == (f"`summerlm train {run}/config.toml run.folder={run}` goes on after step 8")
+    assert delete == f"`summerlm checkpoint prune {run} --leftovers` deletes what was moved"
+    _, out, _ = command("prune", run, "--keep-last", 9)
+    assert re.search(r"^left beside, to be deleted by --leftovers: [\d,]{7} bytes$", out, re.M)
+    before = step_folders(run)
+    sizes = {name: size_of(run / "checkpoints" / name) for name in before}
+    code, out, _ = command("prune", run, "--keep-last", 9, "--leftovers")
+    assert code == 0
+    branch, damaged, freed, kept = out.splitlines()
+    assert branch.startswith("deleted branch-after-00000008-")
+    assert damaged.startswith("deleted damaged-step-00000012-")
+    gone = [name for name in before if not name.startswith("step-")]
+    assert freed == f"{sum(sizes[name] for name in gone):,} bytes freed"
+    assert kept == "kept: steps 4, 6, 8"
+    assert step_folders(run) == [name for name in before if name.startswith("step-")]
+    assert len(gone) == 2
+    assert train("checkpoint.keep_last=9") == 0
+    assert Store(run / "checkpoints", pytest.fail).steps() == [4, 6, 8, 12]
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_run_that_is_rolled_back_goes_on_from_there(run, train, command):
@@ -164,6 +217,7 @@ def test_a_rollback_to_what_is_not_there_or_damaged_moves_nothing(run, command):
     code, _, err = command("rollback", run, "--to-step", 6)
     assert code == 3
     assert "state.json" in err
+    assert "nothing is moved; there are steps 4, 6, 8, 12" in err
     assert step_folders(run) == before
 
 
