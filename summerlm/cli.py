@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from summerlm.cli_bench import bench
 from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
+from summerlm.cli_plan import plan
 from summerlm.core.errors import UsageError, explain
 from summerlm.core.runtime import die_with_launcher, end_process, settle_exit_code, starting
 
@@ -28,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
 )
 tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_help=True)
+app.command()(plan)
+app.command()(bench)
 app.add_typer(data, name="data")
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(tokenizer, name="tokenizer")
@@ -83,25 +87,6 @@ def train(
                 from summerlm.recipes.pretrain import pretrain
             code = settle_exit_code(pretrain(settings, Console()))
     raise typer.Exit(code)
-
-
-@app.command()
-def plan(
-    config: Config,
-    overrides: Overrides = None,
-    hardware: Annotated[str | None, typer.Option(help="h200, h100, a100 or mi300x.")] = None,
-    count: Annotated[int, typer.Option(help="How many of them.", min=1)] = 8,
-    mfu: Annotated[float, typer.Option(help="Share of the peak that is reached.")] = 0.4,
-    price: Annotated[float | None, typer.Option(help="Dollars a device-hour.")] = None,
-    to: Json = None,
-) -> None:
-    """Count a configuration's parameters, FLOPs and steps; with hardware, days and dollars."""
-    from summerlm.core.config import read_settings
-    from summerlm.recipes.planning import plan as recipe
-    from summerlm.recipes.settings import Settings
-
-    settings = read_settings(Settings, config, overrides or [])
-    show_facts("plan", recipe(settings, hardware, count, mfu, price), to)
 
 
 @app.command(name="eval")

@@ -5,11 +5,15 @@ and the peak and price of hardware that is only planned for.
 """
 
 import platform
+import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from summerlm.core.errors import UsageError
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Accelerator:
         name: The name used on the command line.
         match: Text by which the driver's device name is recognised, lower case.
         peak_flops: Dense bf16 matrix peak, FLOP/s.
-        memory_bytes: Memory of one device.
+        memory_bytes: Memory of one device as its driver counts it: makers' GB are 2^30 bytes.
         bandwidth: Memory bandwidth, bytes/s.
         price: Dollars a device-hour, or None where the user must state one.
         source: Where the figures are from.
@@ -36,18 +40,18 @@ class Accelerator:
 
 
 ACCELERATORS = (
-    Accelerator("h200", "h200", 989e12, 141e9, 4.8e12, None, "NVIDIA H200 data sheet"),
+    Accelerator("h200", "h200", 989e12, 140 * GIB, 4.8e12, None, "NVIDIA H200 data sheet"),
     Accelerator(
-        "h100", "h100 80gb hbm3", 989e12, 80e9, 3.35e12, None, "NVIDIA H100 SXM data sheet"
+        "h100", "h100 80gb hbm3", 989e12, 79 * GIB, 3.35e12, None, "NVIDIA H100 SXM data sheet"
     ),
     Accelerator(
-        "a100", "a100-sxm4-80gb", 312e12, 80e9, 2.04e12, None, "NVIDIA A100 80GB SXM data sheet"
+        "a100", "a100-sxm4-80gb", 312e12, 79 * GIB, 2.04e12, None, "NVIDIA A100 80GB SXM data sheet"
     ),
     Accelerator(
         "mi300x",
         "mi300x",
         1307e12,
-        192e9,
+        192 * GIB,
         5.3e12,
         2.31,
         "AMD MI300X data sheet; price implied by SummerLM-4B's 1,728 hours for about $4000",
@@ -138,6 +142,57 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device).lower()
     return next((row.peak_flops for row in ACCELERATORS if row.match in name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the most memory this process has used so far.
+
+    Args:
+        device: Where it works.
+
+    Returns:
+        Bytes: of the allocator on a GPU, of the process elsewhere.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # not getrusage: what it gives begins with the memory of the process that started this one
+        return 1024 * _proc_figure("/proc/self/status", "VmHWM")
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Give the memory that this process could still take.
+
+    Args:
+        device: Where it works.
+
+    Returns:
+        Bytes: of the GPU; elsewhere of the machine, or of the control group where that has less;
+        None where the system doesn't say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        free = 1024 * _proc_figure("/proc/meminfo", "MemAvailable")
+    except OSError:
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
+    except OSError:
+        return free
+    return free if limit.strip() == "max" else min(free, max(int(limit) - int(used), 0))
+
+
+def _proc_figure(path: str, name: str) -> int:
+    """Read a figure of a file of lines as "name:  figure kB"."""
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0])
+    raise OSError(f"{path} doesn't tell {name}")
 
 
 def describe(device: torch.device) -> dict[str, object]:

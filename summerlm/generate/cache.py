@@ -8,7 +8,7 @@ Shapes: B rows, K key/value heads, T new positions, S positions so far, E channe
 
 from torch import Tensor
 
-from summerlm.model.attention import Memory
+from summerlm.model.kernels import Memory
 
 
 class LayerCache(Memory):

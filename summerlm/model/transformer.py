@@ -1,7 +1,8 @@
 """The model: a pre-norm, decoder-only transformer.
 
 Flow:
-    1. `Positions` turns a batch's shape and documents into a `Frame`, shared by all layers;
+    1. `Positions` turns a batch's shape and documents into a `Frame`, shared by all layers: where
+       its tokens stand, what separates them, and by which kernel they attend;
     2. `Block` after `Block` adds what attention and MLP find to the residual stream;
     3. the final norm gives hidden states, which `loss.next_token_loss` takes with `head_weight`,
        and `Transformer.logits` turns into logits where all of them are wanted.
@@ -18,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from summerlm.model.attention import Attention, Frame, Memory
+from summerlm.model.attention import Attention
 from summerlm.model.bias import key_channels, query_channels
 from summerlm.model.config import ModelConfig
+from summerlm.model.kernels import Channelled, Frame, Masked, Memory, bias_matrix
 from summerlm.model.mlp import MLP
 from summerlm.model.norm import LayerScale, RMSNorm
 from summerlm.model.rotary import rotary_table
@@ -33,6 +35,9 @@ class Positions(nn.Module):
         config: The model's settings.
     """
 
+    kernel = "sdpa"
+    """Kernel of whole rows, one of `kernels.KERNELS`; rows that go on take torch's choice."""
+
     cos: Tensor
     sin: Tensor
     query_channels: Tensor
@@ -43,13 +48,16 @@ class Positions(nn.Module):
         for name, table in self._tables(torch.get_default_device()).items():
             self.register_buffer(name, table, persistent=False)
 
-    def forward(self, tokens: Tensor, documents: Tensor | None, start: int) -> Frame:
+    def forward(
+        self, tokens: Tensor, documents: Tensor | None, start: int = 0, *, whole: bool = True
+    ) -> Frame:
         """Frame a batch.
 
         Args:
             tokens: Ids, (B, T).
             documents: Document of each token, (B, T), or None where each row is one document.
             start: Position of the first token along its row.
+            whole: Whether rows begin here and nothing follows that must remember them.
 
         Returns:
             What all layers share.
@@ -57,13 +65,22 @@ class Positions(nn.Module):
         Raises:
             ValueError: If the rows reach past the context.
         """
-        T, context = tokens.shape[1], self.config.context
-        if start + T > context:
-            raise ValueError(f"a row of {start + T} tokens is longer than the context ({context})")
+        config, T = self.config, tokens.shape[1]
+        if start + T > config.context:
+            raise ValueError(
+                f"a row of {start + T} tokens is longer than the context ({config.context})"
+            )
         here = slice(start, start + T)
+        documents = torch.zeros_like(tokens) if documents is None else documents
+        cos, sin = self.cos[here], self.sin[here]
+        if whole and self.kernel == "plain":
+            kind = tokens.device.type
+            cast = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if cast else cos.dtype
+            return Masked(cos, sin, bias_matrix(documents, config.heads, config.alibi, dtype))
         positions = torch.arange(start, start + T, device=tokens.device)
-        keys = key_channels(positions, torch.zeros_like(tokens) if documents is None else documents)
-        return Frame(self.cos[here], self.sin[here], self.query_channels, keys)
+        keys = key_channels(positions, documents)
+        return Channelled(cos, sin, self.query_channels, keys, self.kernel if whole else "sdpa")
 
     def _tables(self, device: torch.device) -> dict[str, Tensor]:
         config, C = self.config, self.config.head_dim
@@ -150,7 +167,7 @@ class Transformer(nn.Module):
             ValueError: If the rows reach past the context.
         """
         memories = cache or [Memory()] * len(self.blocks)
-        frame = self.positions(tokens, documents, memories[0].length)
+        frame = self.positions(tokens, documents, memories[0].length, whole=cache is None)
         x = self.dropout(self.embedding(tokens))  # (B, T, D)
         for block, memory in zip(self.blocks, memories, strict=True):
             x = block(x, frame, memory)

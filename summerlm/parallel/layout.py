@@ -1,7 +1,7 @@
 """Layouts: how one model lies over the ranks of a job, and how their gradients become one.
 
 Flow: `lay_out`
-    1. builds the model without memory;
+    1. builds the model without memory, and decides its attention kernel;
     2. wraps its blocks: fp8 products, recomputation, compilation, and sharding outermost;
     3. gives it memory and its first weights, the same in every layout;
     4. wraps it whole where each rank has a copy of its own.
@@ -28,6 +28,7 @@ from summerlm.core.ranks import Ranks
 from summerlm.model.config import ModelConfig
 from summerlm.model.init import fill
 from summerlm.model.transformer import Transformer
+from summerlm.parallel.attention import choose_kernel
 from summerlm.parallel.compile import compile_blocks
 from summerlm.parallel.config import ParallelConfig
 from summerlm.parallel.float8 import check_float8, convert_blocks
@@ -178,13 +179,17 @@ def lay_out(
         The layout, its model in training mode.
 
     Raises:
-        UsageError: If the ranks can't be dealt so, or fp8 is asked for where it can't be.
+        UsageError: If the ranks can't be dealt so, or fp8 or an attention kernel is asked for
+            where it can't be.
     """
     shards = parallel.shards(ranks.world)
     if parallel.float8:
         check_float8(config, device, dtype)
     with torch.device("meta"):
         model = Transformer(config)
+    model.positions.kernel = ranks.lead(
+        lambda: choose_kernel(parallel.attention, config, device, dtype)
+    )
     if parallel.float8:
         convert_blocks(model.blocks)
     if parallel.recompute is not None:

@@ -35,7 +35,8 @@ def recompute_blocks(blocks: nn.ModuleList, what: Literal["selective", "full"]) 
     Args:
         blocks: The model's blocks, changed in place; names of parameters stay as they are.
         what: "full" keeps a block's input alone; "selective" also what products of matrices and
-            attention gave.
+            torch's attention kernels gave; plain attention, which would keep its scores, is
+            computed anew.
 
     Source:
         Chen et al. 2016, arXiv:1604.06174; Korthikanti et al. 2022, arXiv:2205.05198, section 4

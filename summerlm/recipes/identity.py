@@ -3,16 +3,17 @@
 Flow: `opening` calls `write_identity` as the last thing before a run can make steps.
 """
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import summerlm
 from summerlm.core.config import dump_toml
-from summerlm.core.files import RunFolder, write_atomically
+from summerlm.core.figures import commit
+from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import describe
+from summerlm.model.kernels import KERNELS, obstacle
+from summerlm.parallel.config import ParallelConfig
 from summerlm.recipes.data.locking import Sources
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ def write_identity(
     tokenizer: Tokenizer,
     sources: Sources,
     device: torch.device,
+    kernel: str,
 ) -> None:
     """Write down what the run is made of; the settings last, for they mark a run as begun.
 
@@ -33,6 +35,7 @@ def write_identity(
         tokenizer: Its tokenizer.
         sources: Its data.
         device: Where it trains.
+        kernel: The attention kernel that it began with.
     """
     if not folder.settings.exists():
         lock = [source.lock() for source in sources]
@@ -40,6 +43,7 @@ def write_identity(
         facts = {
             **environment(device),
             "tokenizer": tokenizer.fingerprint,
+            "attention": kernel,
             "data": {
                 entry["name"]: {
                     "revision": entry["revision"],
@@ -50,6 +54,32 @@ def write_identity(
         }
         folder.write_json("manifest.json", facts)
     write_atomically(folder.settings, dump_toml(settings).encode())
+
+
+def keep_kernel(
+    settings: Settings, folder: RunFolder, device: torch.device, dtype: torch.dtype | None
+) -> ParallelConfig:
+    """Let a run that goes on attend as it began, where its settings leave the choice.
+
+    Two starts may measure kernels differently, and another kernel rounds differently.
+
+    Args:
+        settings: The run's settings.
+        folder: Its folder; one without a manifest belongs to a run that begins.
+        device: Where it trains.
+        dtype: Autocast's dtype, or None for float32.
+
+    Returns:
+        How the run is executed: with the manifest's kernel, if that one can still be had.
+    """
+    parallel, manifest = settings.parallel, folder.path / "manifest.json"
+    if parallel.attention != "auto" or not manifest.exists():
+        return parallel
+    kernel = read_json(manifest).get("attention", "auto")
+    dtype = dtype or torch.float32
+    if kernel not in KERNELS or obstacle(kernel, device, dtype, settings.model.dropout):
+        return parallel
+    return parallel.model_copy(update={"attention": kernel})
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -63,18 +93,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     """
     return {
         "summerlm": summerlm.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": describe(device),
     }
-
-
-def _commit() -> str | None:
-    """Give the commit of the package's checkout, or None for an installed package."""
-    root = Path(summerlm.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -3,8 +3,9 @@
 Flow: `pretrain` asks `is_finished`, takes the folder, and calls `open_run` on every rank, which
     1. opens tokenizer and sources and holds both against what the run began with;
     2. goes back to the stable phase where the budget has grown;
-    3. lays out model and optimizer and fills them from the newest good checkpoint;
-    4. writes down what the run is made of.
+    3. settles what `parallel.memory` leaves open;
+    4. lays out model and optimizer and fills them from the newest good checkpoint;
+    5. writes down what the run is made of.
 What changes the folder is done by the leading rank, and what it finds holds for all.
 """
 
@@ -27,9 +28,10 @@ from summerlm.core.runtime import StopRequest
 from summerlm.data.tokens.reading import Tokens
 from summerlm.optim.build import OptimizerSet, build_optimizer
 from summerlm.parallel.layout import Layout, lay_out
+from summerlm.recipes.choosing import settle_memory
 from summerlm.recipes.data.forecast import check_epochs
 from summerlm.recipes.data.locking import Sources, open_run_data
-from summerlm.recipes.identity import write_identity
+from summerlm.recipes.identity import keep_kernel, write_identity
 from summerlm.recipes.settings import Settings, check_changes, derive
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -42,7 +44,7 @@ class Run:
     """A run that is ready for its next step.
 
     Attributes:
-        settings: Its settings.
+        settings: Its settings, with a choice in the place of `parallel.memory`.
         folder: Its folder, held.
         ranks: This process among those that train it.
         device: Where this rank trains.
@@ -54,6 +56,7 @@ class Run:
         store: Its checkpoints.
         state: The state it goes on from, or None where it begins.
         resumed: Whether the folder held a run before.
+        chosen: What `parallel.memory` has chosen, in words; None where it was not asked to.
     """
 
     settings: Settings
@@ -68,6 +71,7 @@ class Run:
     store: Store
     state: dict[str, Any] | None
     resumed: bool
+    chosen: str | None
 
     @property
     def tables(self) -> dict[str, dict[str, Part]]:
@@ -160,10 +164,12 @@ def open_run(
     sources = ranks.lead_first(open_sources)
     store = Store(folder.checkpoints, warn)
     resumed = ranks.lead(lambda: prepare_store(settings, folder, store, tokenizer))
+    asked = settings
+    settings, chosen = settle_memory(settings, folder, ranks, device, dtype)
 
     layout = lay_out(
         settings.model,
-        settings.parallel,
+        ranks.lead(lambda: keep_kernel(settings, folder, device, dtype)),
         ranks,
         seed=settings.run.seed,
         device=device,
@@ -185,9 +191,11 @@ def open_run(
         store=store,
         state=None,
         resumed=resumed,
+        chosen=chosen,
     )
     found = resume(store, run.tables, ranks)
-    ranks.lead(lambda: write_identity(settings, folder, tokenizer, sources, device))
+    kernel = layout.model.positions.kernel
+    ranks.lead(lambda: write_identity(asked, folder, tokenizer, sources, device, kernel))
     return run if found is None else replace(run, state=found[1])
 
 

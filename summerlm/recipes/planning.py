@@ -1,58 +1,254 @@
-"""What a configuration comes to, before anything is trained.
+"""What a configuration comes to before anything is trained: size, time, memory, money, saves, data.
 
-Flow: the command `plan` prints what `plan` returns.
+Flow: the command `plan` prints what `plan` returns:
+    1. size and FLOPs from the model itself (`plan.count`), steps and tokens from the settings;
+    2. memory by part from a step that is traced without being computed (`tracing`), dealt over the
+       devices that share the model, and the largest micro-batch that the hardware's memory holds;
+    3. days and dollars at a stated utilisation, or at the one that `probing` measures here;
+    4. the size of a checkpoint, how often to save, and what each source has to give.
+`fit_budget` goes the other way, from dollars or days to settings. docs/planning.md tells formulas.
 """
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from summerlm.core.errors import UsageError
-from summerlm.core.hardware import find_accelerator
-from summerlm.plan.count import flops_per_token, parameters
+from summerlm.core.hardware import describe, pick_device
+from summerlm.plan.cost import SAVE_BYTES_PER_S, Devices, lost_share, save_interval_s
+from summerlm.plan.count import (
+    flops_per_token,
+    flops_per_token_full,
+    parameters,
+    parameters_without_embeddings,
+)
+from summerlm.plan.memory import Footprint
+from summerlm.recipes.opening import open_tokenizer
+from summerlm.recipes.probing import Probed, probe
+from summerlm.recipes.room import Room, Terms
 from summerlm.recipes.settings import Settings, derive
 
 
 def plan(
-    settings: Settings,
-    hardware: str | None = None,
-    count: int = 8,
-    mfu: float = 0.4,
-    price: float | None = None,
+    settings: Settings, terms: Terms | None = None, *, probing: bool = False
 ) -> dict[str, Any]:
-    """Count what a run consists of, and what it takes on given hardware at a stated MFU.
+    """Compute what a run consists of and what it takes.
 
     Args:
         settings: The run's settings.
-        hardware: Name in the table of accelerators, or None.
-        count: How many of them.
-        mfu: Share of their dense bf16 peak that is reached, from 0 to 1.
-        price: Dollars a device-hour; None = the table's, where it has one.
+        terms: What it is planned for; None = what is here.
+        probing: Whether real steps are made here, which take the place of the stated MFU and of
+            the predicted memory.
 
     Returns:
-        Parameters before and after padding the vocabulary, FLOPs a token (forward and backward,
-        causal attention counted once), context, steps, tokens; `days` and `dollars` are None
-        without hardware, `dollars` also without a price.
+        Plain values. On the first level, whatever else is added: parameters before and after
+        padding the vocabulary, FLOPs a token (forward and backward, causal attention counted once),
+        context, steps, tokens; `days` and `dollars` are None without hardware, `dollars` also
+        without a price. Tables: `memory`, `fits` (with hardware), `checkpoint`, `data`; `notes` are
+        lines for people.
 
     Raises:
-        UsageError: If the hardware is unknown or the MFU no share.
+        UsageError: If the hardware is unknown or a figure makes no sense.
     """
-    derived = derive(settings)
-    if not 0 < mfu <= 1:
-        raise UsageError(f"--mfu {mfu:g}: should be above 0 and at most 1")
-    days = dollars = None
-    if hardware is not None:
-        device = find_accelerator(hardware)
-        flops = derived.tokens * flops_per_token(settings.model)
-        hours = flops / (count * mfu * device.peak_flops) / 3600
-        days = hours / 24
-        price = device.price if price is None else price
-        dollars = None if price is None else hours * count * price
-    return {
-        "parameters": parameters(settings.model),
-        "parameters_padded": parameters(settings.model, padded=True),
-        "flops_per_token": flops_per_token(settings.model),
-        "context": settings.model.context,
+    terms = terms or Terms()
+    terms.check()
+    derived, model = derive(settings), settings.model
+    room = Room(settings, terms)
+    fits = None if room.limit is None else room.largest(room.limit)
+    rows = min(settings.parallel.micro_batch_rows or room.own, room.own)
+    if settings.parallel.memory == "auto" and fits is not None:
+        rows = fits["micro_batch_rows"] or 1
+    memory = room.footprint(rows)
+    probed = probe_here(settings, terms, room, rows) if probing else None
+    devices = devices_of(terms, probed)
+    flops = derived.tokens * flops_per_token(model)
+    days = None if devices is None else devices.days(flops)
+    facts: dict[str, Any] = {
+        "parameters": parameters(model),
+        "parameters_without_embeddings": parameters_without_embeddings(model),
+        "parameters_padded": parameters(model, padded=True),
+        "flops_per_token": flops_per_token(model),
+        "flops_per_token_full_attention": flops_per_token_full(model),
+        "context": model.context,
         "steps": derived.steps,
         "tokens": derived.tokens,
+        "total_flops": flops,
+        "tokens_per_second": None if days is None else derived.tokens / (days * 86_400),
         "days": days,
-        "dollars": dollars,
+        "dollars": None if devices is None or days is None else devices.dollars(days),
+        "memory": describe_memory(memory, rows, room.limit),
+        "fits": fits,
+        "probe": None if probed is None else describe_probe(probed, terms),
     }
+    facts["checkpoint"] = plan_saves(settings, terms, room.checkpoint_bytes, days)
+    facts["data"] = plan_data(settings, terms.bytes_per_token)
+    facts["notes"] = list(notes(settings, terms, memory, room.limit))
+    return facts
+
+
+def devices_of(terms: Terms, probed: Probed | None) -> Devices | None:
+    """Tell what trains, and how fast: as it was stated, or as it was measured.
+
+    Args:
+        terms: What the run is planned for.
+        probed: What was measured, or None.
+
+    Returns:
+        The devices; None where neither hardware is named nor anything measured.
+    """
+    row = terms.find()
+    price = terms.price if row is None or terms.price is not None else row.price
+    if probed is not None:
+        return Devices(terms.count if row is not None else 1, probed.flops, price)
+    return None if row is None else Devices(terms.count, terms.mfu * row.peak_flops, price)
+
+
+def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probed:
+    """Make steps here, if this is the hardware that the run is planned for.
+
+    Args:
+        settings: The run's settings.
+        terms: What it is planned for.
+        room: Predicts memory.
+        rows: Rows of the run's micro-batch.
+
+    Returns:
+        What a step takes.
+
+    Raises:
+        UsageError: If other hardware is named than is here.
+    """
+    row = terms.find()
+    if row is not None:
+        here = describe(pick_device(settings.run.device)).get("accelerator", "a CPU")
+        if row.match not in str(here).lower():
+            raise UsageError(
+                f"--probe measures this machine, which has {here} and no {row.name}: "
+                "leave --hardware out, or --probe"
+            )
+    open_tokenizer(settings)  # a mistake is told before a process is started
+    return probe(settings, rows, lambda size: room.footprint(size).total)
+
+
+def describe_probe(probed: Probed, terms: Terms) -> dict[str, Any]:
+    """Lay out what was measured.
+
+    Args:
+        probed: It.
+        terms: What the run is planned for.
+
+    Returns:
+        Plain values; `mfu` is None where the peak of what is here isn't known.
+    """
+    row = terms.find()
+    return {
+        "step_seconds": probed.seconds,
+        "tokens_per_second": probed.tokens / probed.seconds,
+        "peak_bytes": probed.peak_bytes,
+        "process_bytes": probed.base_bytes,
+        "micro_batches_tried": list(probed.rows_tried),
+        "flops_per_second": probed.flops,
+        "mfu": None if row is None else probed.flops / row.peak_flops,
+    }
+
+
+def describe_memory(memory: Footprint, rows: int, limit: int | None) -> dict[str, Any]:
+    """Lay a footprint out for people and programs.
+
+    Args:
+        memory: The footprint.
+        rows: Rows of its micro-batch.
+        limit: Bytes that tensors may use, or None where that isn't planned for.
+
+    Returns:
+        Bytes by part, their sum, and the moment they are of.
+    """
+    parts = asdict(memory)
+    return {
+        "micro_batch_rows": rows,
+        "highest_in": parts.pop("stretch"),
+        **{f"{name}_bytes": value for name, value in parts.items()},
+        "total_bytes": memory.total,
+        "share_of_limit": None if limit is None else memory.total / limit,
+    }
+
+
+def plan_saves(settings: Settings, terms: Terms, size: int, days: float | None) -> dict[str, Any]:
+    """Compute how large a checkpoint is and how often to save.
+
+    Args:
+        settings: The run's settings.
+        terms: How many devices, and how often they fail.
+        size: Bytes of a checkpoint.
+        days: Of the whole run; None where that isn't known.
+
+    Returns:
+        Plain values; steps are None without `days`.
+    """
+    world = 1 if terms.hardware is None else terms.count
+    failure_s = terms.mtbf_hours * 3600 / world
+    save_s = size / world / SAVE_BYTES_PER_S
+    interval_s = save_interval_s(save_s, failure_s)
+    every = None
+    if days is not None:
+        step_s = days * 86_400 / derive(settings).steps
+        every = max(1, round(interval_s / step_s))
+    return {
+        "bytes": size,
+        "save_seconds": save_s,
+        "hours_between_failures": failure_s / 3600,
+        "interval_seconds": interval_s,
+        "every_steps": every,
+        "lost_share": lost_share(save_s, interval_s, failure_s),
+        "failures_in_the_run": None if days is None else days * 86_400 / failure_s,
+    }
+
+
+def plan_data(settings: Settings, bytes_per_token: float) -> dict[str, Any]:
+    """Compute what each source has to give.
+
+    Args:
+        settings: The run's settings.
+        bytes_per_token: UTF-8 bytes of text to a token.
+
+    Returns:
+        Tokens and bytes of text by source; weights are shares of tokens.
+    """
+    weights = {name: source.weight for name, source in settings.data.sources.items()}
+    tokens, total = derive(settings).tokens, sum(weights.values())
+    shares = {name: tokens * weight / total for name, weight in weights.items()}
+    return {
+        name: {"tokens": round(share), "text_bytes": round(share * bytes_per_token)}
+        for name, share in shares.items()
+    }
+
+
+def notes(settings: Settings, terms: Terms, memory: Footprint, limit: int | None) -> Iterator[str]:
+    """Say what a person should know beside the figures.
+
+    Args:
+        settings: The run's settings.
+        terms: What it is planned for.
+        memory: Of a step.
+        limit: Bytes that tensors may use, or None.
+
+    Yields:
+        Lines.
+    """
+    if limit is not None and memory.total > limit:
+        yield (
+            f"a step needs {memory.total / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB are there: "
+            "lower parallel.micro_batch_rows, share the model (parallel.shard_ranks), or recompute"
+        )
+    if terms.hardware is not None and settings.data.lanes % terms.count:
+        yield (
+            f"{terms.count} devices don't divide data.lanes ({settings.data.lanes}): "
+            "the run would refuse them"
+        )
+    if settings.parallel.compile:
+        yield (
+            "blocks are compiled: what they keep is estimated as selective recomputation's; "
+            "--probe measures it"
+        )
+    if settings.parallel.float8:
+        yield "parallel.float8: its copies of weights and activations are not in the memory"

@@ -102,7 +102,7 @@ def train_run(
         console.print("interrupted before the run began: nothing to save", soft_wrap=True)
         return stop.exit_code_without_a_step
     if ranks.leads:
-        describe_run(console, settings, run)
+        describe_run(console, run)
     while True:
         recorder = open_recorder(run, console)
         for note in notes:

@@ -4,7 +4,6 @@ Flow: `pretrain` prints `describe_run`, opens the recorder with `open_recorder`,
 `Record` on the loop.
 """
 
-import resource
 import time
 
 import torch
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from summerlm.core.console import ConsoleSink, Stopwatch
 from summerlm.core.files import RunFolder
-from summerlm.core.hardware import peak_flops
+from summerlm.core.hardware import peak_flops, peak_memory
 from summerlm.core.record import (
     JsonLines,
     Recorder,
@@ -26,7 +25,7 @@ from summerlm.optim.groups import group_table
 from summerlm.parallel.layout import Layout
 from summerlm.plan.count import flops_per_token, parameters
 from summerlm.recipes.opening import Run
-from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.settings import derive
 from summerlm.train.guards import Verdict
 from summerlm.train.loop import Event
 from summerlm.train.probe import attention_logit_max
@@ -156,29 +155,14 @@ def seconds_spent(folder: RunFolder) -> float:
     return spent[-1] if spent else 0.0
 
 
-def peak_memory(device: torch.device) -> int:
-    """Give the most memory a run has used so far.
-
-    Args:
-        device: Where it trains.
-
-    Returns:
-        Bytes: of the allocator on a GPU, of the process elsewhere.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def describe_run(console: Console, settings: Settings, run: Run) -> None:
+def describe_run(console: Console, run: Run) -> None:
     """Print what follows from the settings, before the first step.
 
     Args:
         console: Where to print.
-        settings: The run's settings.
         run: The run.
     """
-    derived = derive(settings)
+    settings, derived = run.settings, derive(run.settings)
     own = derived.rows // run.ranks.world
     micro = min(settings.parallel.micro_batch_rows or own, own)
     tokens = settings.data.tokens
@@ -194,13 +178,15 @@ def describe_run(console: Console, settings: Settings, run: Run) -> None:
         "data": f"{settings.data.lanes} lanes, {hands}",
         "device": f"{run.device}, matrix products in {run.dtype or torch.float32}",
         "ranks": describe_layout(run.layout),
-        "attention": "causal scaled_dot_product_attention, biases as channels",
+        "attention": run.layout.model.positions.kernel,
         "blocks": "compiled one by one" if settings.parallel.compile else "not compiled",
         "recomputation": settings.parallel.recompute or "none",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+    if run.chosen is not None:
+        console.print(run.chosen, markup=False, highlight=False, soft_wrap=True)
     groups = group_table(run.optimizer.groups)
     console.print(groups, markup=False, highlight=False, soft_wrap=True)
     if settings.optim.warmup_tokens > derived.tokens:

@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from summerlm.model.attention import Attention, Frame
+from summerlm.model.attention import Attention
+from summerlm.model.kernels import Frame
 from summerlm.model.transformer import Transformer
 
 QUERIES = 1024  # whose scores against all keys are in memory at once, of one head

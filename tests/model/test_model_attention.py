@@ -6,15 +6,15 @@ document or from the future.
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from summerlm.model.attention import Attention, Frame, Memory, append, attend
-from summerlm.model.bias import CHANNELS, alibi_slopes, key_channels, query_channels
+from summerlm.model.attention import Attention
+from summerlm.model.bias import alibi_slopes, key_channels, query_channels
 from summerlm.model.config import ModelConfig
+from summerlm.model.kernels import Channelled, Masked, Memory, bias_matrix
 from summerlm.model.rotary import rotary_table
 
 
-def bias_matrix(heads, documents, alibi):
+def biases(heads, documents, alibi):
     """(B, H, T, T), float64: -slope * distance, and -inf where nothing may be read."""
     T = documents.shape[1]
     distance = torch.arange(T)[:, None] - torch.arange(T)[None, :]
@@ -28,18 +28,24 @@ def reference(q, k, v, documents, alibi):
     """Attention in float64; q (B, H, T, C), k and v (B, K, T, C)."""
     H, C = q.shape[1], q.shape[3]
     k, v = (t.double().repeat_interleave(H // k.shape[1], 1) for t in (k, v))
-    scores = q.double() @ k.transpose(-1, -2) / C**0.5 + bias_matrix(H, documents, alibi)
+    scores = q.double() @ k.transpose(-1, -2) / C**0.5 + biases(H, documents, alibi)
     return scores.softmax(-1) @ v
 
 
-def channelled(q, k, v, documents, alibi, dropout=0.0):
-    """The same by channels and the kernel."""
-    H, C = q.shape[1], q.shape[3]
-    positions = torch.arange(q.shape[2])
-    q = append(q.transpose(1, 2), query_channels(H, C**-0.5, alibi))
-    k = append(k.transpose(1, 2), key_channels(positions, documents).unsqueeze(2))
-    v = F.pad(v, (0, CHANNELS))
-    return attend(q.transpose(1, 2), k.transpose(1, 2), v, C**-0.5, dropout)[..., :C]
+def by_kernel(kernel, q, k, v, documents, alibi, dropout=0.0):
+    """The same by a kernel; q (B, H, T, C), k and v (B, K, T, C)."""
+    frame = frame_of(kernel, documents, q.shape[1], q.shape[3], alibi, q.dtype)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return frame.attend(q, k, v, Memory(), dropout).transpose(1, 2)
+
+
+def frame_of(kernel, documents, heads, C, alibi, dtype=torch.float32, rope_base=1e4):
+    T = documents.shape[1]
+    tables = rotary_table(T, C, rope_base, torch.device("cpu"))
+    if kernel == "plain":
+        return Masked(*tables, bias_matrix(documents, heads, alibi, dtype))
+    query = query_channels(heads, C**-0.5, alibi)
+    return Channelled(*tables, query, key_channels(torch.arange(T), documents), kernel)
 
 
 def documents_of(B, T, length):
@@ -55,16 +61,18 @@ def random_qkv(B, H, K, T, C, dtype=torch.float32, spread=1.0):
     return [t.to(dtype).requires_grad_() for t in (q * spread, k, v)]
 
 
-def tolerance(dtype, documents):
+def tolerance(kernel, dtype, documents):
     """What the kernel itself loses, and what scores lose to 256 nats a document before them."""
+    if kernel == "plain":  # its scores are rounded to bf16; its biases are a matrix
+        return 1e-4 if dtype == torch.float32 else 3e-2
     base = 1e-4 if dtype == torch.float32 else 1e-2
     return base + 5e-5 * documents.max().item()
 
 
-def compare(inputs, documents, alibi):
-    got, want = channelled(*inputs, documents, alibi), reference(*inputs, documents, alibi)
+def compare(kernel, inputs, documents, alibi, tol=None):
+    got, want = by_kernel(kernel, *inputs, documents, alibi), reference(*inputs, documents, alibi)
     upstream = torch.randn_like(want)
-    tol = tolerance(got.dtype, documents)
+    tol = tol or tolerance(kernel, got.dtype, documents)
     torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol)
     got_gradients = torch.autograd.grad(got, inputs, upstream.to(got.dtype))
     want_gradients = torch.autograd.grad(want, inputs, upstream)
@@ -72,53 +80,61 @@ def compare(inputs, documents, alibi):
         assert (g.double() - w.double()).norm() < tol * (w.double().norm() + 1)
 
 
+KERNELS = ["sdpa", "flash", "plain"]  # those of CPUs
 SHAPES = [(4, 4, 1, 8), (4, 2, 7, 10), (6, 3, 65, 17), (3, 1, 257, 33), (5, 5, 300, 24)]
 
 
 @pytest.mark.parametrize(("H", "K", "T", "C"), SHAPES)
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("length", [None, 1, 13, 100])
-def test_float32(H, K, T, C, alibi, length):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_float32(kernel, H, K, T, C, alibi, length):
     inputs = random_qkv(2, H, K, T, C)
-    compare(inputs, documents_of(2, T, length), alibi)
+    compare(kernel, inputs, documents_of(2, T, length), alibi)
 
 
 @pytest.mark.parametrize(("H", "K", "T", "C"), SHAPES)
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("length", [None, 1, 13, 100])
-def test_bfloat16(H, K, T, C, alibi, length):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bfloat16(kernel, H, K, T, C, alibi, length):
     inputs = random_qkv(2, H, K, T, C, torch.bfloat16)
-    compare(inputs, documents_of(2, T, length), alibi)
+    compare(kernel, inputs, documents_of(2, T, length), alibi)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [300, pytest.param(1300, marks=pytest.mark.slow)])
-def test_more_documents_than_bfloat16_counts(dtype, count):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_more_documents_than_bfloat16_counts(kernel, dtype, count):
     """Counted in one bf16 channel, documents past 256 would run together."""
     inputs = random_qkv(1, 2, 1, 2 * count, 24, dtype)
-    compare(inputs, documents_of(1, 2 * count, 2), True)
+    compare(kernel, inputs, documents_of(1, 2 * count, 2), True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_that_spread_by_16(dtype):
-    """A strongly wanted key of another document stays unread."""
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_scores_that_spread_by_16(kernel, dtype):
+    """A strongly wanted key of another document stays unread; bf16 holds scores of 64 to 1/4."""
     inputs = random_qkv(2, 4, 2, 300, 32, dtype, spread=16.0)
-    compare(inputs, documents_of(2, 300, 40), True)
+    tol = 0.3 if kernel == "plain" and dtype == torch.bfloat16 else None
+    compare(kernel, inputs, documents_of(2, 300, 40), True, tol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T", [1000, pytest.param(4096, marks=pytest.mark.slow)])
-def test_far_positions(dtype, T):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_far_positions(kernel, dtype, T):
     """Late positions times the steepest slope are the largest numbers that ALiBi adds."""
-    compare(random_qkv(1, 2, 1, T, 16, dtype), documents_of(1, T, None), True)
+    compare(kernel, random_qkv(1, 2, 1, T, 16, dtype), documents_of(1, T, None), True)
 
 
-def test_dropout_takes_the_same_biases():
+@pytest.mark.parametrize("kernel", ["sdpa", "plain"])
+def test_dropout_takes_the_same_biases(kernel):
     """The kernel that CPUs fall to with dropout knows documents and distances too."""
     inputs = random_qkv(1, 2, 2, 700, 16, torch.bfloat16)
     documents = documents_of(1, 700, 2)
-    got = channelled(*inputs, documents, True, dropout=1e-9)
-    tol = tolerance(got.dtype, documents)
+    got = by_kernel(kernel, *inputs, documents, True, dropout=1e-9)
+    tol = tolerance(kernel, got.dtype, documents)
     torch.testing.assert_close(
         got.double(), reference(*inputs, documents, True), rtol=tol, atol=tol
     )
@@ -180,11 +196,16 @@ def make_attention(**changes):
     return attention
 
 
-def frame_of(config, documents):
-    T = documents.shape[1]
-    cos, sin = rotary_table(T, config.head_dim, config.rope_base, torch.device("cpu"))
-    query = query_channels(config.heads, config.head_dim**-0.5, config.alibi)
-    return Frame(cos, sin, query, key_channels(torch.arange(T), documents))
+def frame_for(kernel, config, documents, dtype=torch.float32):
+    return frame_of(
+        kernel,
+        documents,
+        config.heads,
+        config.head_dim,
+        config.alibi,
+        dtype,
+        config.rope_base,
+    )
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -192,7 +213,8 @@ def frame_of(config, documents):
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("how", ["float32", "bfloat16", "autocast"])
-def test_module(qk_norm, rope, alibi, kv_heads, how):
+@pytest.mark.parametrize("kernel", ["sdpa", "plain"])
+def test_module(kernel, qk_norm, rope, alibi, kv_heads, how):
     head_dim = 10 if rope else 11
     attention = make_attention(
         qk_norm=qk_norm, rope=rope, alibi=alibi, kv_heads=kv_heads, head_dim=head_dim
@@ -203,7 +225,8 @@ def test_module(qk_norm, rope, alibi, kv_heads, how):
     x.requires_grad_()
     documents = documents_of(2, 77, 30)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        got = attention(x, frame_of(attention.config, documents), Memory())
+        dtype = torch.float32 if how == "float32" else torch.bfloat16
+        got = attention(x, frame_for(kernel, attention.config, documents, dtype), Memory())
     want = module_reference(attention, x, documents)
     upstream = torch.randn_like(want)
     inputs = (x, *attention.parameters())
@@ -219,27 +242,73 @@ def test_module(qk_norm, rope, alibi, kv_heads, how):
 def test_channels_follow_the_query_dtype(monkeypatch):
     """Under autocast a float32 channel would turn queries and keys into float32 copies."""
     seen = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
 
-    def spy(q, k, v, scale, dropout):
+    def spy(q, k, v, *arguments, **options):
         seen.extend((q.dtype, k.dtype, v.dtype))
-        return attend(q, k, v, scale, dropout)
+        return kernel(q, k, v, *arguments, **options)
 
-    monkeypatch.setattr("summerlm.model.attention.attend", spy)
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spy)
     attention = make_attention(alibi=True)
+    frame = frame_for("sdpa", attention.config, documents_of(1, 8, 3))
     with torch.autocast("cpu", torch.bfloat16):
-        attention(
-            torch.randn(1, 8, 48), frame_of(attention.config, documents_of(1, 8, 3)), Memory()
-        )
+        attention(torch.randn(1, 8, 48), frame, Memory())
     assert seen == [torch.bfloat16] * 3
 
 
 @pytest.mark.parametrize("kv_heads", [2, 6])
-def test_cpu_takes_the_flash_kernel(kv_heads):
+@pytest.mark.parametrize("kernel", ["sdpa", "flash"])
+def test_cpu_takes_the_flash_kernel(kernel, kv_heads):
     """Without dropout nothing falls back to the kernel that makes the whole matrix."""
     attention = make_attention(alibi=True, kv_heads=kv_heads)
     x, documents = torch.randn(1, 64, 48), documents_of(1, 64, 10)
     with torch.profiler.profile() as profile:
-        attention(x, frame_of(attention.config, documents), Memory()).sum().backward()
+        attention(x, frame_for(kernel, attention.config, documents), Memory()).sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in names
     assert "aten::_scaled_dot_product_attention_math" not in names
+
+
+def test_a_kernel_that_torch_lacks_is_no_silent_other_one():
+    """Flash attention on CPUs takes no dropout: asked for by name it refuses."""
+    q, k, v = random_qkv(1, 2, 2, 16, 8)
+    with pytest.raises(RuntimeError, match="[Nn]o viable backend|No available kernel"):
+        by_kernel("flash", q, k, v, documents_of(1, 16, None), False, dropout=0.5)
+
+
+def test_plain_dropout_drops_and_differentiates_what_it_dropped():
+    """With one key to read the average is the value, or nothing; its gradient likewise."""
+    torch.manual_seed(0)
+    q, k, v = random_qkv(3, 4, 2, 90, 8)
+    documents = torch.arange(90).expand(3, 90)  # each token its own document
+    y = by_kernel("plain", q, k, v, documents, False, dropout=0.25)
+    factor = (y / v.repeat_interleave(2, 1)).detach()
+    kept = factor > 0.5
+    assert 0.7 < kept.float().mean() < 0.8
+    torch.testing.assert_close(factor, kept / 0.75 * torch.ones_like(factor), rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(y.sum(), v)
+    torch.testing.assert_close(gradient, factor.view(3, 2, 2, 90, 8).sum(2))
+
+
+def test_plain_dropout_has_the_gradient_of_what_it_computed():
+    """Against autograd through the same masks."""
+    q, k, v = (t.detach().double().requires_grad_() for t in random_qkv(1, 4, 2, 130, 8))
+    documents = documents_of(1, 130, 50)
+
+    def function(*inputs):
+        torch.manual_seed(3)
+        return by_kernel("plain", *inputs, documents, True, dropout=0.3)
+
+    assert torch.autograd.gradcheck(function, (q, k, v), fast_mode=True)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compiled_is_what_it_is_eager(kernel):
+    attention = make_attention(alibi=True)
+    x, documents = torch.randn(2, 80, 48, requires_grad=True), documents_of(2, 80, 30)
+    frame = frame_for(kernel, attention.config, documents)
+    results = []
+    for function in (attention, torch.compile(attention)):
+        y = function(x, frame, Memory())
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, *attention.parameters()))))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)

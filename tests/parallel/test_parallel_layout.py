@@ -123,7 +123,7 @@ def count_products(recompute):
             counts[str(function)] = counts.get(str(function), 0) + 1
             return function(*args, **(kwargs or {}))
 
-    stepper = make(parallel={"recompute": recompute})
+    stepper = make(parallel={"recompute": recompute, "attention": "sdpa"})
     with Count():
         run_step(stepper, 1)
     names = ("aten.mm.default", "aten.addmm.default")

@@ -1,0 +1,248 @@
+"""Attention kernels: how the values that each query may read are averaged.
+
+Flow: `transformer.Positions` makes one `Frame` a pass, of the kind that its kernel needs;
+`attention.Attention` gives it queries, keys and values. Which kernel a run takes is decided once,
+by `parallel.attention`; what each can do stands in `obstacle`.
+
+    sdpa      torch's `scaled_dot_product_attention`, whichever kernel it picks: works everywhere
+    flash     its flash attention: no score matrix; on CPUs without dropout
+    cudnn     its cuDNN kernel: bf16 on NVIDIA GPUs
+    flash3    its flash attention, replaced by FlashAttention 3 (package flash_attn_3, Hopper)
+    plain     products of matrices and a softmax, for a few queries at once: on CPUs two to three
+              times as fast as flash attention (LOG.md), but it keeps the probabilities
+
+Shapes: B rows, T positions, S positions read (T and those remembered), H query heads,
+K key/value heads (K divides H), G = H / K, C channels a head, E = C + 8 with the bias channels,
+Q queries at once.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from summerlm.model.bias import CHANNELS, alibi_slopes
+
+KERNELS = ("sdpa", "flash", "cudnn", "flash3", "plain")
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "flash3": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+QUERIES = 64  # of `plain` at once: later keys are left out, and scores stay in the cache
+
+
+class Memory:
+    """What a layer remembers of earlier positions: nothing; `generate.cache` remembers all."""
+
+    length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put what is remembered before new keys and values.
+
+        Args:
+            k: Keys with their channels, (B, K, T, E).
+            v: Values, (B, K, T, E).
+
+        Returns:
+            All keys and values that the new positions may read, (B, K, S, E) each.
+        """
+        return k, v
+
+
+@dataclass(frozen=True)
+class Frame(ABC):
+    """What all layers of one pass share: where its T tokens stand and what separates them."""
+
+    cos: Tensor  # (T, C/2), float32
+    sin: Tensor  # (T, C/2), float32
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory, dropout: float) -> Tensor:
+        """Average the values that each query may read.
+
+        Args:
+            q: Queries, (B, T, H, C).
+            k: Keys, (B, T, K, C).
+            v: Values, (B, T, K, C).
+            memory: Earlier positions of the same rows.
+            dropout: Share of the probabilities dropped.
+
+        Returns:
+            The averages, (B, T, H, C).
+        """
+
+
+@dataclass(frozen=True)
+class Channelled(Frame):
+    """Biases as channels, for kernels that take no mask and keep no scores.
+
+    With T = S (training, a whole prompt) and T = 1 (one more token) there is no mask tensor;
+    otherwise torch gets one, and picks a kernel that takes it.
+    """
+
+    query_channels: Tensor  # (H, 8)
+    key_channels: Tensor  # (B, T, 8)
+    kernel: str = "sdpa"
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory, dropout: float) -> Tensor:
+        """Average by one of torch's kernels; see `Frame`."""
+        C, T = q.shape[-1], q.shape[1]
+        q = append(q, self.query_channels)  # (B, T, H, E)
+        k = append(k, self.key_channels.unsqueeze(2))  # (B, T, K, E)
+        v = F.pad(v, (0, CHANNELS))  # (B, T, K, E): kernels want values as wide as keys
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # heads first
+        k, v = memory.extend(k, v)  # (B, K, S, E)
+        S, mask, causal = k.shape[2], None, False
+        if T == S:
+            causal = True
+        elif T > 1:
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        with _only(self.kernel):
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=causal, scale=C**-0.5, enable_gqa=True
+            )
+        return y.transpose(1, 2)[..., :C]
+
+
+@dataclass(frozen=True)
+class Masked(Frame):
+    """Biases as a matrix that is added to the scores, for the plain kernel; nothing remembered."""
+
+    bias: Tensor  # (B, 1, T, T), with ALiBi (B, H, T, T); -inf where nothing may be read
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory, dropout: float) -> Tensor:
+        """Average by products of matrices; see `Frame`."""
+        assert type(memory) is Memory, "what is remembered goes by channels"
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # heads first
+        y: Tensor = _Plain.apply(q, k, v, self.bias, dropout)
+        return y.transpose(1, 2)
+
+
+def append(x: Tensor, channels: Tensor) -> Tensor:
+    """Append bias channels, (..., 8) that broadcast, to x (B, T, heads, C) in its own dtype."""
+    return torch.cat((x, channels.to(x.dtype).expand(*x.shape[:3], CHANNELS)), -1)
+
+
+def bias_matrix(documents: Tensor, heads: int, alibi: bool, dtype: torch.dtype) -> Tensor:
+    """Make what is added to scores.
+
+    Args:
+        documents: Which document of its row each token belongs to, (B, T), int64.
+        heads: Query heads, H.
+        alibi: Whether keys lose slope * distance.
+        dtype: The scores' dtype.
+
+    Returns:
+        (B, 1, T, T), or (B, H, T, T) with ALiBi, in `dtype`: 0 or -slope * distance, and -inf for
+        keys that come later or are another document's.
+
+    Example:
+        >>> bias_matrix(torch.tensor([[0, 1, 1]]), 2, False, torch.float32)[0, 0].tolist()
+        [[0.0, -inf, -inf], [-inf, 0.0, -inf], [-inf, 0.0, 0.0]]
+    """
+    T = documents.shape[1]
+    readable = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+    bias = torch.zeros((), device=documents.device)
+    if alibi:
+        place = torch.arange(T, device=documents.device)
+        slopes = alibi_slopes(heads).to(documents.device, torch.float32)
+        bias = slopes[:, None, None] * (place - place[:, None])  # (H, T, T)
+    return torch.where(readable, bias, -torch.inf).to(dtype)
+
+
+def obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:
+    """Say why a kernel can't train here.
+
+    Args:
+        name: One of `KERNELS`.
+        device: Where the model runs.
+        dtype: Dtype of queries, keys and values.
+        dropout: Share of the probabilities dropped.
+
+    Returns:
+        What is missing, or None where nothing is.
+    """
+    gpu = device.type == "cuda"
+    if name in ("cudnn", "flash3") and (not gpu or torch.version.hip is not None):
+        return f"{name} needs an NVIDIA GPU, and this is {device.type}"
+    if gpu and name in BACKENDS and dtype == torch.float32:
+        return f"{name} multiplies bfloat16 alone on GPUs, and train.precision is float32"
+    if name == "flash" and not gpu and dropout:
+        return "flash takes no dropout on CPUs, and model.dropout is set"
+    if name == "flash3":
+        if dropout:
+            return "flash3 takes no dropout, and model.dropout is set"
+        if torch.cuda.get_device_capability(device) != (9, 0):
+            return "flash3 needs a Hopper GPU"
+        if find_spec("flash_attn_interface") is None:
+            return "flash3 needs the package flash_attn_3 (module flash_attn_interface)"
+    return None
+
+
+def _only(kernel: str) -> AbstractContextManager[Any]:
+    """Let torch take this kernel and no other; it fails where the kernel can't do it."""
+    return sdpa_kernel(BACKENDS[kernel]) if kernel in BACKENDS else nullcontext()
+
+
+class _Plain(torch.autograd.Function):
+    """Softmax of biased scores times values, a block of queries against the keys up to it."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+        """Average; q (B, H, T, C), k and v (B, K, T, C)."""
+        B, H, T, C = q.shape
+        K, G = k.shape[1], H // k.shape[1]
+        # contiguous, with the query heads of a key head together: batches of one product
+        q, k, v = q.reshape(B * K, G, T, C), k.reshape(B * K, T, C), v.reshape(B * K, T, C)
+        out, kept = torch.empty_like(q), []
+        with torch.autocast(q.device.type, enabled=False):  # dtypes are those of the inputs
+            for some in _blocks(T):
+                keys = slice(0, some.stop)  # no query of these reads later ones
+                scores = q[:, :, some].reshape(B * K, -1, C) @ k[:, keys].mT  # (BK, GQ, S)
+                view = scores.view(B, H, -1, some.stop)
+                torch.add(bias[:, :, some, keys], view, alpha=C**-0.5, out=view)
+                p = scores.softmax(-1)
+                kept.append(p)
+                if dropout:
+                    p, mask = torch.native_dropout(p, dropout, True)
+                    kept.append(mask)
+                out[:, :, some] = (p @ v[:, keys]).view(B * K, G, -1, C)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.dropout, ctx.heads = dropout, (B, H, K)
+        return out.view(B, H, T, C)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate; gradients of keys and values add up in float32."""
+        q, k, v, *kept = ctx.saved_tensors
+        (B, H, K), (_, G, T, C) = ctx.heads, q.shape
+        upstream = gradients[0].reshape(B * K, G, T, C)
+        dq = torch.empty_like(q)
+        dk, dv = (torch.zeros_like(k, dtype=torch.float32) for _ in range(2))
+        remaining = iter(kept)
+        for some in _blocks(T):
+            keys, p = slice(0, some.stop), next(remaining)
+            g = upstream[:, :, some].reshape(B * K, -1, C)  # (BK, GQ, C)
+            dp, used = g @ v[:, keys].mT, p  # (BK, GQ, S)
+            if ctx.dropout:
+                mask, scale = next(remaining), 1 / (1 - ctx.dropout)
+                dp, used = (torch.ops.aten.native_dropout_backward(x, mask, scale) for x in (dp, p))
+            dv[:, keys] += used.mT @ g
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            dq[:, :, some] = (ds @ k[:, keys]).view(B * K, G, -1, C)
+            dk[:, keys] += ds.mT @ q[:, :, some].reshape(B * K, -1, C)
+        scale = C**-0.5
+        dk, dv = dk.mul_(scale).to(k.dtype).view(B, K, T, C), dv.to(v.dtype).view(B, K, T, C)
+        return dq.mul_(scale).view(B, H, T, C), dk, dv, None, None
+
+
+def _blocks(T: int) -> list[slice]:
+    """Cut T queries into runs of at most `QUERIES`."""
+    return [slice(start, min(start + QUERIES, T)) for start in range(0, T, QUERIES)]
