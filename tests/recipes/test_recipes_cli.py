@@ -105,6 +105,11 @@ def test_plan_says_what_it_cannot(command):
         (["data", "show", "nowhere.toml"], "nowhere.toml: no such settings file"),
         (["data", "report", "CONFIG", "data.sources.text.rules=['gofer']"], "did you mean gopher"),
         (["report", "gone"], "no run"),
+        (["bench", "CONFIG", "--only", "speed"], "--only speed: known parts are step"),
+        (
+            ["train", "CONFIG", "parallel.float8=true"],
+            "parallel.float8 = true: needs an NVIDIA GPU",
+        ),
         (["tokenizer", "decode", "[1, true]"], "JSON list"),
         (["tokenizer", "encode", "x", "--tokenizer", "gone"], "gone"),
     ],
