@@ -61,6 +61,7 @@ class Liveness:
         self._number = 0
         self._awake = time.monotonic()  # since when this process wasn't paused
         self._leaving = threading.Event()
+        self._given_up = False  # by the main thread: this one's is to end the process
         self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
 
     def start(self) -> None:
@@ -121,6 +122,7 @@ class Liveness:
         except RuntimeError:  # the store is gone
             first = mine = failure_of(error, self._rank)
             if isinstance(error, PeerLostError) or _lost_a_peer(error):
+                self._given_up = True
                 self._thread.join()  # says whose end that was, and ends the process
         if first.hanging:
             self._thread.join()  # prints the stacks and ends the process
@@ -171,7 +173,9 @@ class Liveness:
         if not stands and self._rank not in (0, len(self._peers) - 1):
             return None  # two watch for signs of all others, and that is enough for the store
         self._read_signs()
-        hanging = [rank for rank, (_, since) in self._signs.items() if self._silence(since)]
+        hanging = [
+            rank for rank, (_, since) in self._signs.items() if self._age(since) > self._timeout_s
+        ]
         if not hanging and stands and self._signs:
             signs = {rank: sign for rank, (sign, _) in self._signs.items()}
             hanging = blame(signs, self._allowance, self._timeout_s)
@@ -181,9 +185,6 @@ class Liveness:
         _, _, phase, since = self._place
         most = self._allowance.get(phase, self._timeout_s)
         return most is not None and self._age(since) > most
-
-    def _silence(self, since: float) -> bool:
-        return self._age(since) > self._timeout_s
 
     def _age(self, since: float) -> float:
         """Seconds since a moment; the time before a pause of this process isn't counted."""
@@ -226,7 +227,7 @@ class Liveness:
             place, seconds = f"step {sign.step}, {sign.phase}", now - since + sign.seconds
             if process_state(self._peers[rank], self._me) == "T":
                 words = f"was stopped by a signal (SIGSTOP); last seen in {place}"
-            elif self._silence(since):
+            elif self._age(since) > self._timeout_s:
                 words = f"gives no sign of life for {now - since:.0f} s; last seen in {place}"
             else:
                 words = f"stands in {place}, for {seconds:.0f} s at {sign.frame}"
@@ -251,8 +252,10 @@ class Liveness:
             self._store.set(f"dumped/{self._rank}", "")
             dump(self._me)
             self._help(failure.hanging)
-        elif self._leaving.wait(GRACE_S):
-            return
+        deadline = time.monotonic() + (0 if failure.hanging else GRACE_S)
+        while not self._given_up and time.monotonic() < deadline:
+            if self._leaving.wait(PERIOD_S / 10):
+                return
         os._exit(failure.code)
 
     def _help(self, hanging: tuple[int, ...]) -> None:
