@@ -5,7 +5,8 @@
 
 Makes whole training steps of the preset's model on synthetic ids, in a process of its own, with the
 largest micro-batch of those given that fits into memory; `section.key=value` overrides go at the
-end. `--side original` makes them by the original's code in the same shape.
+end. `--side original` makes them by the original's code, its MLP sized so that a block has as many
+parameters.
 
 MFU is matmul FLOPs, forward and backward, over the device's dense bf16 peak: ours counts causal
 attention once and no look-up, torchtitan's counts every query as reading all keys.
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from measuring import circumstances
 from peers_contest import Amounts, Contestant, Mode, compete
-from peers_shape import Shape, peer_flops
+from peers_shape import peer_flops, shape_like
 from pydantic import ConfigDict
 
 from summerlm.core.config import Section, read_settings
@@ -86,15 +87,7 @@ def measure(arguments: argparse.Namespace, settings: StepSettings) -> dict[str, 
         The figures.
     """
     model, device = settings.model, torch.device(arguments.device)
-    shape = Shape(
-        layers=model.layers,
-        width=model.width,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        context=model.context,
-        rows=arguments.rows,
-        vocabulary=model.vocabulary,
-    )
+    shape = shape_like(model, arguments.rows)
     names = ("model", "optim", "train", "parallel")
     tables = {name: getattr(settings, name).model_dump(mode="json") for name in names}
     job = {

@@ -25,12 +25,13 @@ Absolute rates compare only within one run of this file, on a machine that does 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from measuring import circumstances, spread
 from peers_contest import ENVIRONMENTS, Amounts, Contestant, Mode, Search, compete, matmul_peak
-from peers_shape import PEERS, Shape, our_model, peer_flops
+from peers_shape import FILES, PEERS, Shape, our_model, peer_flops
 
 from summerlm.core.files import write_json
 
@@ -104,8 +105,13 @@ def complete(arguments: argparse.Namespace) -> argparse.Namespace:
     Raises:
         SystemExit: If the peer's code is missing, or arguments contradict each other.
     """
-    if arguments.peer != "llama" and arguments.repo is None:
+    if arguments.peer == "llama":
+        if find_spec("transformers") is None:
+            raise SystemExit("--peer llama: needs `pip install transformers`")
+    elif arguments.repo is None:
         raise SystemExit(f"--peer {arguments.peer}: give its checkout with --repo PATH")
+    elif not (Path(arguments.repo) / FILES[arguments.peer]).is_file():
+        raise SystemExit(f"--repo {arguments.repo}: has no {FILES[arguments.peer]}")
     if arguments.peer != "llama" and arguments.kv_heads not in (None, arguments.heads):
         raise SystemExit(f"--kv-heads: {arguments.peer} has as many as --heads")
     if arguments.fit and not len(arguments.mode or []) == len(arguments.environment or []) == 1:

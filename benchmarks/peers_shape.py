@@ -6,10 +6,13 @@ MLP of ours so that a block has as many parameters as the peer's.
 Shapes: D width, F hidden channels of an MLP, V vocabulary, T context, H heads, C channels a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from summerlm.model.config import ModelConfig
+
 PEERS = ("nanogpt", "original", "llama")
+FILES = {"nanogpt": "model.py", "original": "nmdl.py"}  # of a checkout, with the model
 EXPANSION = 3.5  # the original's MLP, as it is published
 
 
@@ -25,6 +28,7 @@ class Shape:
         context: Tokens of a row, T.
         rows: Rows of a step.
         vocabulary: Ids, V; each side pads it as it does.
+        hidden: Hidden channels of the peer's MLP, F; None = as the peer has it.
     """
 
     layers: int
@@ -34,6 +38,7 @@ class Shape:
     context: int
     rows: int
     vocabulary: int
+    hidden: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -41,20 +46,24 @@ class Shape:
         return self.rows * self.context
 
 
-def peer_hidden(peer: str, width: int) -> int:
+def peer_hidden(peer: str, shape: Shape) -> int:
     """Give the hidden channels of a peer's MLP.
 
     Args:
         peer: One of `PEERS`.
-        width: D.
+        shape: Its shape.
 
     Returns:
-        F: nanoGPT's own factor, the original's as published, Llama's rule (8/3 of the width,
-        rounded up to 256).
+        F: what the shape says; else nanoGPT's own factor, the original's as published, Llama's
+        rule (8/3 of the width, rounded up to 256).
     """
+    if shape.hidden is not None:
+        return shape.hidden
     if peer == "nanogpt":
-        return 4 * width
-    return int(EXPANSION * width) if peer == "original" else -(-8 * width // 3 // 256) * 256
+        return 4 * shape.width
+    if peer == "original":
+        return int(EXPANSION * shape.width)
+    return -(-8 * shape.width // 3 // 256) * 256
 
 
 def attention_matrices(shape: Shape, head_dim: int) -> int:
@@ -65,7 +74,7 @@ def attention_matrices(shape: Shape, head_dim: int) -> int:
 def block_matrices(peer: str, shape: Shape) -> int:
     """Count the parameters of the matrices in a peer's block."""
     matrices = 2 if peer == "nanogpt" else 3  # a GELU MLP has no gate
-    mlp = matrices * shape.width * peer_hidden(peer, shape.width)
+    mlp = matrices * shape.width * peer_hidden(peer, shape)
     return attention_matrices(shape, shape.width // shape.heads) + mlp
 
 
@@ -83,22 +92,30 @@ def peer_flops(peer: str, shape: Shape) -> int:
     return 3 * (2 * matrices + shape.layers * 2 * shape.width * shape.context)
 
 
-def torchtitan_flops(model: dict[str, Any], parameters: int) -> int:
-    """Count FLOPs a token as torchtitan does: the number beside ours.
+def shape_like(model: ModelConfig, rows: int) -> Shape:
+    """Give the shape in which the original has as many parameters in a block as a model of ours.
 
     Args:
-        model: The settings `model.*`.
-        parameters: Of the model, unpadded.
+        model: The model's settings.
+        rows: Rows of a step.
 
     Returns:
-        6 for each parameter that isn't looked up, and attention as if every query read all keys.
-
-    Source:
-        torchtitan, `get_dense_model_nparams_and_flops`.
+        The shape: layers, width, heads, context and vocabulary of the model, and F from what its
+        attention and MLP have together; the original's heads divide the width.
     """
-    table = 0 if model.get("tied_embeddings") else model["vocabulary"] * model["width"]
-    attention = model["layers"] * model["heads"] * model["head_dim"] * model["context"]
-    return 6 * (parameters - table) + 12 * attention
+    shape = Shape(
+        layers=model.layers,
+        width=model.width,
+        heads=model.heads,
+        kv_heads=model.heads,
+        context=model.context,
+        rows=rows,
+        vocabulary=model.vocabulary,
+    )
+    attention = model.width * model.head_dim * 2 * (model.heads + model.kv_heads)
+    block = attention + 3 * model.width * model.mlp_hidden
+    free = block - attention_matrices(shape, model.width // model.heads)
+    return replace(shape, hidden=round(free / (3 * model.width)))
 
 
 def our_model(
@@ -131,7 +148,7 @@ def our_model(
     }
     if recipe == "faithful":
         table |= {
-            "mlp_hidden": peer_hidden("original", shape.width),
+            "mlp_hidden": peer_hidden("original", shape),
             "mlp_bias": True,
             "norm_eps": 1e-8,
             "alibi": True,

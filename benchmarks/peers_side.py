@@ -26,11 +26,12 @@ from itertools import cycle, pairwise
 from typing import Any, Protocol
 
 import torch
-from peers_shape import Shape, torchtitan_flops
+from peers_shape import Shape
 from peers_theirs import Llama, NanoGPT, Original
 from torch import Tensor
 
 from summerlm.core.config import validate
+from summerlm.core.errors import SummerError
 from summerlm.core.ranks import ALONE
 from summerlm.data.batch import Batch
 from summerlm.model.config import ModelConfig
@@ -38,7 +39,7 @@ from summerlm.optim.build import build_optimizer
 from summerlm.optim.config import OptimConfig
 from summerlm.parallel.config import ParallelConfig
 from summerlm.parallel.layout import lay_out
-from summerlm.plan.count import flops_per_token, parameters
+from summerlm.plan.count import flops_per_token, flops_per_token_full, parameters
 from summerlm.train.config import TrainConfig, compute_dtype
 from summerlm.train.step import Stepper
 
@@ -88,7 +89,7 @@ class Ours:
         self.words = {
             "kernel": str(getattr(self._layout, "kernel", "scaled_dot_product_attention")),
             "flops_per_token": flops_per_token(model),
-            "torchtitan_flops_per_token": torchtitan_flops(tables["model"], self.parameters),
+            "torchtitan_flops_per_token": flops_per_token_full(model),
         }
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -194,6 +195,8 @@ def main() -> None:
     except torch.OutOfMemoryError:
         print(json.dumps({"out_of_memory": True}), file=answers)
         return
+    except SummerError as error:
+        raise SystemExit(f"error: {error}") from None
     print(json.dumps(side.about(first)), file=answers)
     for line in sys.stdin:
         print(json.dumps(side.steps(int(line))), file=answers)

@@ -18,28 +18,22 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from peers_shape import EXPANSION, Shape, peer_hidden
+from peers_shape import FILES, Shape, peer_hidden
 from torch import Tensor, nn
 
 LOOK_EVERY = 10  # steps between two looks at nanoGPT's loss: config/train_gpt2.py
 
 
-def load_module(repo: str, name: str) -> ModuleType:
-    """Import one file of a checkout.
+def load_model(job: dict[str, Any]) -> ModuleType:
+    """Import the file of a peer's checkout that has its model.
 
     Args:
-        repo: The checkout's folder.
-        name: The file's name.
+        job: What `peers_side` was started with.
 
     Returns:
         The module.
-
-    Raises:
-        SystemExit: If the checkout has no such file.
     """
-    path = Path(repo) / name
-    if not path.is_file():
-        raise SystemExit(f"--repo {repo}: has no {name}")
+    path = Path(job["repo"]) / FILES[job["side"]]
     spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -90,7 +84,7 @@ class NanoGPT(Theirs):
     def __init__(self, job: dict[str, Any]) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        shape, module = Shape(**job["shape"]), load_module(job["repo"], "model.py")
+        shape, module = Shape(**job["shape"]), load_model(job)
         config = module.GPTConfig(
             block_size=shape.context,
             vocab_size=-(-shape.vocabulary // 64) * 64,  # as its comment on vocab_size advises
@@ -105,20 +99,22 @@ class NanoGPT(Theirs):
         self._steps = 0
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Make one step on (B, T) each; gives the last micro-batch's mean loss, ()."""
+        """Make one step on (B, T) each; gives the mean loss, ()."""
         micros = self.split(tokens, targets)
+        mean = torch.zeros((), device=self.device)
         for x, y in micros:
             with self.autocast():
                 _, loss = self.run(x, y)
                 loss = loss / len(micros)
             loss.backward()
+            mean += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._steps += 1
         if self._steps % LOOK_EVERY == 0:
-            loss.item()
-        return loss.detach() * len(micros)
+            mean.item()
+        return mean
 
 
 class Original(Theirs):
@@ -133,7 +129,7 @@ class Original(Theirs):
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        shape, module = Shape(**job["shape"]), load_module(job["repo"], "nmdl.py")
+        shape, module = Shape(**job["shape"]), load_model(job)
         super().__init__(
             job,
             lambda: module.TransformerLM(
@@ -141,7 +137,7 @@ class Original(Theirs):
                 dim=shape.width,
                 n_heads=shape.heads,
                 n_layers=shape.layers,
-                mlp_expansion=EXPANSION,
+                mlp_expansion=(peer_hidden("original", shape) + 0.5) / shape.width,  # it cuts
                 dropout=0.1,
                 max_seq_len=shape.context,
                 use_rotary=True,
@@ -182,21 +178,16 @@ class Llama(Theirs):
 
     Args:
         job: What `peers_side` was started with.
-
-    Raises:
-        SystemExit: If transformers isn't installed.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        try:
-            from transformers import LlamaConfig, LlamaForCausalLM
-        except ImportError:
-            raise SystemExit("--peer llama: needs `pip install transformers`") from None
+        from transformers import LlamaConfig, LlamaForCausalLM
+
         shape = Shape(**job["shape"])
         config = LlamaConfig(
             vocab_size=shape.vocabulary,
             hidden_size=shape.width,
-            intermediate_size=peer_hidden("llama", shape.width),
+            intermediate_size=peer_hidden("llama", shape),
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
             num_key_value_heads=shape.kv_heads,
@@ -211,13 +202,15 @@ class Llama(Theirs):
         )
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Make one step on (B, T) each; gives the last micro-batch's mean loss, ()."""
+        """Make one step on (B, T) each; gives the mean loss, ()."""
         micros = self.split(tokens)
+        mean = torch.zeros((), device=self.device)
         for (x,) in micros:
             with self.autocast():
                 loss = self.run(input_ids=x, labels=x).loss / len(micros)
             loss.backward()
+            mean += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss.detach() * len(micros)
+        return mean
