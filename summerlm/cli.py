@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 
 from summerlm.cli_bench import bench
-from summerlm.cli_bench import bench
 from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
@@ -32,7 +31,6 @@ app = typer.Typer(
 )
 tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_help=True)
 app.command()(plan)
-app.command()(bench)
 app.command()(bench)
 app.add_typer(data, name="data")
 app.add_typer(checkpoint, name="checkpoint")
