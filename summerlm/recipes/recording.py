@@ -168,6 +168,7 @@ def describe_run(console: Console, run: Run) -> None:
     tokens = settings.data.tokens
     workers = "1 worker" if settings.data.workers == 1 else f"{settings.data.workers} workers"
     hands = f"{workers} a rank" if tokens is None else f"read from {tokens}"
+    fp8 = ", of blocks in fp8" if settings.parallel.float8 else ""
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
         "parameters": f"{parameters(settings.model):,}",
@@ -176,7 +177,7 @@ def describe_run(console: Console, run: Run) -> None:
         "tokens": f"{derived.tokens:,}",
         "a step": f"{derived.rows} rows of {settings.model.context}, {micro} at once",
         "data": f"{settings.data.lanes} lanes, {hands}",
-        "device": f"{run.device}, matrix products in {run.dtype or torch.float32}",
+        "device": f"{run.device}, matrix products in {run.dtype or torch.float32}{fp8}",
         "ranks": describe_layout(run.layout),
         "attention": run.layout.model.positions.kernel,
         "blocks": "compiled one by one" if settings.parallel.compile else "not compiled",

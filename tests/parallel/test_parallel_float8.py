@@ -5,19 +5,27 @@ float32. One test at the end multiplies on a GPU, where there is one.
 """
 
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import pytest
 import torch
 from layouts import CPU, MODEL, batch_of, make, run_step
 from ranks import run_ranks
+from rich.console import Console
 from torch import nn
 
+import summerlm
+from summerlm.checkpoint.reading import read_tensors
+from summerlm.checkpoint.store import Store
+from summerlm.core.config import read_settings
 from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE
 from summerlm.model.config import ModelConfig
 from summerlm.parallel import float8, layout
 from summerlm.parallel.config import ParallelConfig
+from summerlm.recipes.pretrain import pretrain
+from summerlm.recipes.settings import Settings
 
 # sizes that fp8 products take
 SIZES = {"width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_hidden": 48, "context": 16}
@@ -241,6 +249,35 @@ def test_recomputation_gives_the_same_gradients(emulated, recompute):
 def test_shards_recompute(emulated):
     expected, _ = run_ranks(job_losses, True, "all", None)[0]
     assert run_ranks(job_losses, True, "all", "selective")[0][0] == expected
+
+
+def test_a_run_in_fp8_leaves_checkpoints_like_any_other(emulated, tiny_config, tmp_path):
+    def train(folder, *overrides):
+        words = [f"run.folder={tmp_path / folder}", "train.precision=bfloat16", *overrides]
+        console = Console(width=160, file=io.StringIO())
+        assert pretrain(read_settings(Settings, tiny_config, words), console) == 0
+        newest = Store(tmp_path / folder / "checkpoints", pytest.fail).latest()
+        tensors = {stem: read_tensors(newest, stem) for stem in ("model", "optimizer")}
+        return tensors, console.file.getvalue()
+
+    (plain, _), (fp8, words) = train("plain"), train("fp8", "parallel.float8=true")
+    assert "matrix products in torch.bfloat16, of blocks in fp8" in words
+    for stem, tensors in fp8.items():
+        assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
+            name: (t.shape, t.dtype) for name, t in plain[stem].items()
+        }
+        assert not all(torch.equal(t, plain[stem][name]) for name, t in tensors.items())
+    again, _ = train("again", "parallel.float8=true")
+    assert all(torch.equal(t, again["model"][name]) for name, t in fp8["model"].items())
+    # from fp8 to bfloat16 and back, on what was saved
+    for budget, on in ((4096, "false"), (5120, "true")):
+        grown, words = train("fp8", f"train.budget_tokens={budget}", f"parallel.float8={on}")
+        assert "resuming after step" in words
+        assert grown["model"].keys() == plain["model"].keys()
+    model = summerlm.load(tmp_path / "fp8").model
+    assert all(
+        torch.equal(weight, grown["model"][name]) for name, weight in model.named_parameters()
+    )
 
 
 @pytest.mark.slow
