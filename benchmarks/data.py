@@ -46,75 +46,48 @@ from pathlib import Path
 from typing import Any
 
 from data_parts import FULL, PARTS, QUICK, Bench
-from measuring import circumstances
-from rich.console import Console
-from rich.table import Table
-
-from summerlm.core.errors import SummerError
-from summerlm.core.files import write_json
+from measuring import argument_parser, circumstances, measure_parts, show
 
 
 def main() -> None:
     arguments = parse()
-    overrides = list(arguments.overrides)
+    figures = {**circumstances(), "quick": arguments.quick}
+    amounts = QUICK if arguments.quick else FULL
+    parts = [part for part in PARTS if part in arguments.only]
+    with tempfile.TemporaryDirectory(prefix="summerlm-bench-") as folder:
+        peer = arguments.peer_python
+        own = (arguments.config, arguments.overrides, amounts, peer, Path(folder))
+        measure_parts(figures, parts, lambda: Bench(*own))
+    show(figures, lines(figures), arguments.json)
+
+
+def parse() -> argparse.Namespace:
+    """Read the arguments, and refuse what would fail after everything else is measured.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        SystemExit: If there is nothing to compare with.
+    """
+    parser = argument_parser("the data engine; peer brings the chain", "60m", PARTS)
+    parser.add_argument("--mirror", type=Path, help="folder that holds owner/name/...")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python with `datasets`")
+    arguments = parser.parse_args()
+    arguments.only = arguments.only or PARTS
     if arguments.mirror:
-        overrides.append(f"data.mirror={arguments.mirror.resolve()}")
+        arguments.overrides.append(f"data.mirror={arguments.mirror.resolve()}")
     if "peer" in arguments.only and not has_datasets(arguments.peer_python):
         raise SystemExit(
             f"{arguments.peer_python} has no `datasets`: pip install -e '.[bench]', name another "
             "Python with --peer-python, or leave the peer out with --only"
         )
-    figures = {**circumstances(), "quick": arguments.quick}
-    with tempfile.TemporaryDirectory(prefix="summerlm-bench-") as folder:
-        try:
-            amounts = QUICK if arguments.quick else FULL
-            bench = Bench(arguments.config, overrides, amounts, arguments.peer_python, Path(folder))
-            for part in (part for part in PARTS if part in arguments.only):
-                print(f"measuring {part} ...", file=sys.stderr, flush=True)
-                figures |= bench.measure(part)
-        except SummerError as error:
-            raise SystemExit(f"error: {error}") from None
-    Console().print(table(figures))
-    if arguments.json:
-        write_json(arguments.json, figures)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the data engine; see the file's head.")
-    here = Path(__file__).parent
-    parser.add_argument("--config", type=Path, default=here.parent / "configs" / "60m.toml")
-    parser.add_argument("--mirror", type=Path, help="folder that holds owner/name/...")
-    parser.add_argument("--json", type=Path, help="file that the figures are written to")
-    parser.add_argument("--peer-python", default=sys.executable, help="Python with `datasets`")
-    parser.add_argument("--quick", action="store_true", help="see that it runs; no figures to use")
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=PARTS,
-        help="measure this part alone; may be given again; peer brings the chain",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
-    arguments.only = arguments.only or PARTS
     return arguments
 
 
 def has_datasets(python: str) -> bool:
     command = [python, "-c", "import datasets, tokenizers"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def table(figures: Mapping[str, Any]) -> Table:
-    """Lay the figures out for a person: a line each, with the spread of its repeats."""
-    result = Table(box=None, pad_edge=False)
-    result.add_column(figures["hardware"]["processor"], no_wrap=True)
-    for name in ("median", "lowest", "highest"):
-        result.add_column(name, justify="right")
-    for name, values in lines(figures):
-        spread = values if isinstance(values, Mapping) else {"median": values}
-        cells = (spread.get(key) for key in ("median", "lowest", "highest"))
-        result.add_row(name, *("" if cell is None else number(cell) for cell in cells))
-    return result
 
 
 def lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -142,10 +115,6 @@ def lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"chain / peer: {name}", ratio
     for workers, rates in figures.get("workers", {}).items():
         yield f"loader, workers = {workers}: tokens/s", rates["tokens_per_second"]
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

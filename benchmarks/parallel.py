@@ -30,62 +30,24 @@ steps of 4,096 tokens; overrides `section.key=value` go at the end. What is meas
 Figures compare only within one run of this file, on a machine that does nothing else. Linux only.
 """
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from measuring import circumstances
+from measuring import argument_parser, circumstances, measure_parts, show
 from parallel_parts import FULL, PARTS, QUICK, Bench
-from rich.console import Console
-from rich.table import Table
-
-from summerlm.core.errors import SummerError
-from summerlm.core.files import write_json
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = argument_parser("two ranks", "demo", PARTS).parse_args()
     figures = {**circumstances(), "quick": arguments.quick}
+    amounts = QUICK if arguments.quick else FULL
+    parts = [part for part in PARTS if part in (arguments.only or PARTS)]
     with tempfile.TemporaryDirectory(prefix="summerlm-bench-") as folder:
-        try:
-            amounts = QUICK if arguments.quick else FULL
-            bench = Bench(arguments.config, arguments.overrides, amounts, Path(folder))
-            for part in (part for part in PARTS if part in (arguments.only or PARTS)):
-                print(f"measuring {part} ...", file=sys.stderr, flush=True)
-                figures |= getattr(bench, part)()
-        except SummerError as error:
-            raise SystemExit(f"error: {error}") from None
-    Console().print(table(figures))
-    if arguments.json:
-        write_json(arguments.json, figures)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure two ranks; see the file's head.")
-    parser.add_argument(
-        "--config", type=Path, default=Path(__file__).parent.parent / "configs" / "demo.toml"
-    )
-    parser.add_argument("--json", type=Path, help="file that the figures are written to")
-    parser.add_argument("--quick", action="store_true", help="see that it runs; no figures to use")
-    parser.add_argument("--only", action="append", choices=PARTS, help="may be given again")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_args()
-
-
-def table(figures: Mapping[str, Any]) -> Table:
-    """Lay the figures out for a person: a line each, with the spread of its repeats."""
-    result = Table(box=None, pad_edge=False)
-    result.add_column(figures["hardware"]["processor"], no_wrap=True)
-    for name in ("median", "lowest", "highest"):
-        result.add_column(name, justify="right")
-    for name, value in lines(figures):
-        values = value if isinstance(value, Mapping) else {"median": value}
-        cells = (values.get(key) for key in ("median", "lowest", "highest"))
-        result.add_row(name, *("" if cell is None else number(cell) for cell in cells))
-    return result
+        own = (arguments.config, arguments.overrides, amounts, Path(folder))
+        measure_parts(figures, parts, lambda: Bench(*own))
+    show(figures, lines(figures), arguments.json)
 
 
 def lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -108,10 +70,6 @@ def lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"save on {name}, {key.replace('_', ' ')}{unit}", values
     for name, seconds in figures.get("restart", {}).items():
         yield f"restart to next step, {name}: s", seconds
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The parts of the benchmark `parallel.py`: which processes are asked for what.
 
-Flow: `parallel.main` calls a method of `Bench` for each part; it starts children
+Flow: `parallel.main` has a `Bench` measure each part; it starts children
 (`parallel_side.py`) or the real command (`watched_job.py`), asks or waits, and sums up.
 """
 
@@ -83,7 +83,18 @@ class Bench:
         texts = itertools.islice(training_texts(), 80)
         learn_bpe(texts, self._settings.model.vocabulary).save(folder / "tokenizer")
 
-    def speed(self) -> dict[str, Any]:
+    def measure(self, part: str) -> dict[str, Any]:
+        """Measure one of `PARTS`.
+
+        Args:
+            part: Its name.
+
+        Returns:
+            Its figures by name.
+        """
+        return {"speed": self._speed, "save": self._save, "restart": self._restart}[part]()
+
+    def _speed(self) -> dict[str, Any]:
         """Time slices of all sides in turn; count what goes over the wire on the way."""
         half = self._settings.train.batch_tokens // 2
         lanes = max(1, self._settings.data.lanes // 2)
@@ -123,7 +134,7 @@ class Bench:
             "wire": wire,
         }
 
-    def save(self) -> dict[str, Any]:
+    def _save(self) -> dict[str, Any]:
         """Save a large state, in turn on one process and on two ranks."""
         large = self._amounts.large
         with ExitStack() as open_:
@@ -148,7 +159,7 @@ class Bench:
             }
         }
 
-    def restart(self) -> dict[str, Any]:
+    def _restart(self) -> dict[str, Any]:
         """Start the real command on runs that have a checkpoint, in turn."""
         kinds = {ALONE: 1, "replicated": 2, "sharded": 2}
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
