@@ -272,7 +272,7 @@ def test_cpu_takes_the_flash_kernel(kernel, kv_heads):
 def test_a_kernel_that_torch_lacks_is_no_silent_other_one():
     """Flash attention on CPUs takes no dropout: asked for by name it refuses."""
     q, k, v = random_qkv(1, 2, 2, 16, 8)
-    with pytest.raises(RuntimeError, match="[Nn]o viable backend|No available kernel"):
+    with pytest.raises(RuntimeError, match=r"[Nn]o viable backend|No available kernel"):
         by_kernel("flash", q, k, v, documents_of(1, 16, None), False, dropout=0.5)
 
 

@@ -73,7 +73,9 @@ def test_the_model_attends_by_what_was_chosen(wish, kind):
 
 def test_a_run_that_goes_on_keeps_its_kernel(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
-    settings = read_settings(Settings, tmp_path / "tiny.toml", ["data.sources.a.path='x'", "data.sources.a.weight=1"])
+    settings = read_settings(
+        Settings, tmp_path / "tiny.toml", ["data.sources.a.path='x'", "data.sources.a.weight=1"]
+    )
     folder = RunFolder(tmp_path)
     assert keep_kernel(settings, folder, CPU, None).attention == "auto"
     for recorded, kept in [("sdpa", "sdpa"), ("cudnn", "auto"), ("gone", "auto")]:
