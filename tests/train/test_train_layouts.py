@@ -60,7 +60,7 @@ def test_micro_batches_change_nothing(optim):
         assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-5
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_layout_changes_nothing(world):
     """One case for each layout; the slow twin of this test crosses them with all else."""
     micros, optims, models = (2, None, 1), (MUON, ADAMW, MUON), (TIED, {}, {})
@@ -107,7 +107,7 @@ def same_bits(ranks, cases):
     return [train_twice(ranks, *case) for case in cases]
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_layout_gives_the_same_bits_twice_and_over_a_restart(world):
     """Replicas decide the order of their sums in a first pass: a restart must not be without it."""
     optim = {"name": "muon", "peak_lr": 0.01}  # bfloat16 shows any change at once
