@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measuring import circumstances, spread
 from torch import Tensor
 
+from summerlm.core.figures import circumstances, spread
 from summerlm.core.files import write_json
 from summerlm.model.config import ModelConfig
 from summerlm.model.kernels import KERNELS, Memory, obstacle

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 from gpu_parts import MARKS, Mark, Part, parts
-from measuring import circumstances
 
+from summerlm.core.figures import circumstances
 from summerlm.core.files import write_json
 
 FOLDER = Path(__file__).parent

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import circumstances
 from peers_contest import Amounts, Contestant, Mode, compete
 from peers_shape import peer_flops, shape_like
 from pydantic import ConfigDict
 
 from summerlm.core.config import Section, read_settings
-from summerlm.core.errors import SummerError, UsageError
+from summerlm.core.errors import SummerError
+from summerlm.core.figures import circumstances
 from summerlm.core.files import write_json
 from summerlm.core.hardware import peak_flops
 from summerlm.model.config import ModelConfig
@@ -118,35 +118,41 @@ def measure(arguments: argparse.Namespace, settings: StepSettings) -> dict[str, 
             share: None if peak is None or key not in found else rate * found[key] / peak
             for share, key in shares.items()
         },
-        **planned(arguments, settings, found),
+        **planned(arguments, {**found, "context": model.context}),
     }
 
 
-def planned(
-    arguments: argparse.Namespace, settings: StepSettings, found: dict[str, Any]
-) -> dict[str, Any]:
+def planned(arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     """Ask the planner what memory this step needs.
 
     Args:
         arguments: The command's.
-        settings: The preset's.
         found: What was measured.
 
     Returns:
-        `planned_bytes`, and the measured peak over it; or `planned_bytes` None and why.
+        `planned_bytes`, and on a GPU the measured peak over it, `peak_over_plan`; or
+        `planned_bytes` None and why.
     """
-    if arguments.side != "ours" or found["peak_bytes"] is None:
-        return {"planned_bytes": None, "planned_why": "measured for ours on a GPU alone"}
-    try:
-        planned_bytes = ask_planner(arguments, found["mode"])
-    except (ImportError, UsageError) as error:
+    if arguments.side != "ours":
+        return {"planned_bytes": None, "planned_why": "the planner knows this project alone"}
+    try:  # all settings of a run, and with them all that the package needs
+        from summerlm.recipes.room import Room, Terms
+        from summerlm.recipes.settings import Settings
+    except ImportError as error:
         return {"planned_bytes": None, "planned_why": str(error)}
-    return {"planned_bytes": planned_bytes, "peak_over_plan": found["peak_bytes"] / planned_bytes}
-
-
-def ask_planner(arguments: argparse.Namespace, mode: dict[str, Any]) -> int:
-    """Give the planner's bytes for this step; it needs the whole of the package."""
-    raise ImportError("the planner has no memory model yet")
+    context, rows = found["context"], found["mode"]["micro_rows"]
+    same = [
+        f"train.batch_tokens={arguments.rows * context}",
+        f"data.lanes={arguments.rows}",
+        f"train.precision={found['mode']['dtype']}",
+        f"parallel.micro_batch_rows={rows}",
+        f"run.device={arguments.device}",
+    ]
+    settings = read_settings(Settings, arguments.config, [*arguments.overrides, *same])
+    planned_bytes = Room(settings, Terms()).footprint(rows).total
+    peak = found["peak_bytes"]
+    over = {} if peak is None else {"peak_over_plan": peak / planned_bytes}
+    return {"planned_bytes": planned_bytes, **over}
 
 
 def told(figures: dict[str, Any]) -> str:

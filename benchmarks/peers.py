@@ -29,10 +29,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import circumstances, spread
 from peers_contest import ENVIRONMENTS, Amounts, Contestant, Mode, Search, compete, matmul_peak
 from peers_shape import FILES, PEERS, Shape, our_model, peer_flops
 
+from summerlm.core.figures import circumstances, spread
 from summerlm.core.files import write_json
 
 MODES = {

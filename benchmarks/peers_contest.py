@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from measuring import Child, spread
+from child import Child
+
+from summerlm.core.figures import spread
 
 # what the product's command sets, and what a program finds that sets nothing
 ENVIRONMENTS = {"default": {}, "GOMP_SPINCOUNT=2000": {"GOMP_SPINCOUNT": "2000"}}

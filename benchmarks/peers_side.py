@@ -87,7 +87,7 @@ class Ours:
         self._number, self._last = 0, torch.zeros(())
         self.parameters = parameters(model)
         self.words = {
-            "kernel": str(getattr(self._layout, "kernel", "scaled_dot_product_attention")),
+            "kernel": self._layout.model.positions.kernel,
             "flops_per_token": flops_per_token(model),
             "torchtitan_flops_per_token": flops_per_token_full(model),
         }
