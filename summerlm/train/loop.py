@@ -16,6 +16,7 @@ from summerlm.core.marks import part
 from summerlm.core.ranks import Ranks
 from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.train.feed import Fed, Feed
+from summerlm.train.garbage import collects_between
 from summerlm.train.guards import Guard, Verdict
 from summerlm.train.step import Limits, Stepper, StepResult
 
@@ -68,6 +69,7 @@ class Stretch:
     last: int
 
 
+@collects_between
 def train(
     stepper: Stepper,
     feed: Feed,
