@@ -35,6 +35,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,23 +136,31 @@ def table(figures: dict[str, Any]) -> Table:
     result.add_column(figures["hardware"]["processor"], no_wrap=True)
     for name in ("figure", "median", "most"):
         result.add_column(name, justify="right")
+    for name, value in lines(figures):
+        if isinstance(value, dict):
+            result.add_row(name, "", f"{value['median']:.1f}", f"{value['highest']:.1f}")
+        else:
+            result.add_row(name, f"{value:.2g}" if isinstance(value, float) else str(value))
+    return result
+
+
+def lines(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield name and value, or spread of values, of each line of the table."""
     for name, count in figures["faults"].items():
-        result.add_row(f"fault: {name}", str(count))
-    for name in ("faults", "restarts", "steps", "steps_made_again", "steps_compared"):
-        value = figures[name]
-        text = str(sum(value.values())) if isinstance(value, dict) else str(value)
-        result.add_row(name.replace("_", " "), text)
+        yield f"fault: {name}", count
+    yield "faults", sum(figures["faults"].values())
+    for name in ("restarts", "steps", "steps_made_again", "steps_compared"):
+        yield name.replace("_", " "), figures[name]
     for name, count in figures["runs"].items():
-        result.add_row(f"runs, {name}", str(count))
+        yield f"runs, {name}", count
     for name in ("lost_tokens", "repeated_tokens", "wrong_losses"):
-        result.add_row(name.replace("_", " "), str(figures[name]))
+        yield name.replace("_", " "), figures[name]
     for name, value in figures["largest_deviation"].items():
-        result.add_row(f"largest deviation of a {name}, layout changed", f"{value:.2g}")
+        yield f"largest deviation of a {name}, layout changed", value
     for name, values in figures["seconds"].items():
         if values is not None:
-            result.add_row(f"{name}: s", "", f"{values['median']:.1f}", f"{values['highest']:.1f}")
-    result.add_row("things that are wrong", str(len(figures["problems"])))
-    return result
+            yield f"{name}: s", values
+    yield "things that are wrong", len(figures["problems"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ What stands in backticks in README.md, CONTRIBUTING.md and docs/*.md is told apa
 """
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -367,7 +368,7 @@ def test_the_rows_of_metrics_are_told_whole():
                 fields = {keyword.arg for keyword in node.keywords} - {"line"}
                 written.setdefault(first.value, set()).update(fields)
     assert "train" in written
-    del written["sample"]  # has a file of its own
+    del written["sample"], written["note"]  # has a file of its own; stands in none
     page = (ROOT / "docs" / "architecture.md").read_text()
     items = re.findall(r'^- "(\w+)": (.+?)(?=\n- |\n\n)', page, flags=re.M | re.S)
     told = {kind: {c for c in inline_code(item) if "." not in c} for kind, item in items}
@@ -392,3 +393,60 @@ def test_the_page_of_settings_is_up_to_date():
     page = (ROOT / "docs" / "settings.md").read_text()
     assert page == made, "run: python docs/make_settings.py"
     assert all(f"`{key.replace('*', 'NAME')}`" in page for key in KEYS)
+
+
+PERFORMANCE = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))
+
+
+def test_the_page_of_performance_is_up_to_date():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert page == PERFORMANCE["page"](), "run: python docs/make_performance.py"
+
+
+def figures_of(command, **figures):
+    return {
+        "date": "2026-01-02T03:04:05+00:00",
+        "command": command,
+        "commit": "abc1234",
+        "hardware": {"processor": "CPU", "cores": 2, "python": "3.11", "torch": "2.13"},
+        "versions": {"numpy": "2.3", "pyarrow": None},
+        **figures,
+    }
+
+
+def test_the_page_of_performance_takes_what_is_there(tmp_path):
+    spread = {"median": 2.0, "lowest": 1.0, "highest": 1234.5, "all": []}
+    step = {
+        "seconds": spread,
+        "tokens": 256,
+        "tokens_per_second": 128.0,
+        "data_wait_s": spread,
+        "flops_per_second": {"causal": 1e12, "full": 2e12},
+        "mfu": {"causal": None, "full": 0.5},
+        "memory_bytes": 3e9,
+    }
+    parts = {"seconds": 2.0, "parts": [{"part": "MLP: norm", "seconds": 2.0, "share": 1.0}]}
+    gpu = {"hardware": {"accelerator": "H200", "python": "3", "torch": "2", "processor": "CPU"}}
+    found = {
+        "a": figures_of("summerlm bench x.toml", config="x.toml", step=step, parts=parts),
+        "b": figures_of(
+            "python benchmarks/attention.py", rows={"a_b": {"c": 7}}, name="x", on=True
+        ),
+        "c": figures_of("bash benchmarks/gpu.sh", marks=[], parts={"step": {"status": "done"}})
+        | gpu,
+        "d": figures_of("python benchmarks/data.py", quick=True, commit="quick"),
+        "e": figures_of("bash benchmarks/gpu.sh", toy=True, commit="toy"),
+    }
+    for name, figures in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(figures))
+    page = PERFORMANCE["page"](tmp_path)
+    assert page.count("\n## ") == 3
+    assert "at commit abc1234 on CPU, 2 cores; Python 3.11, torch 2.13, numpy 2.3.\n" in page
+    assert "```\nsummerlm bench x.toml\n```" in page
+    assert "| step: s | 2 | 1 | 1,234 |" in page
+    assert "| step: MFU, counted in full, as torchtitan does: % | 50 |  |  |" in page
+    assert page.count("MFU") == 1
+    assert "| MLP: norm | 2000.00 | 100.0% |\n| the step | 2000.00 | 100.0% |" in page
+    assert "| | figure |\n|---|---:|\n| rows, a b, c | 7 |\n\nAll of it: [b.json]" in page
+    assert "on one H200; Python" in page
+    assert "```\nstep: done\n```" in page
