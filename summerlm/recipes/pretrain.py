@@ -235,6 +235,7 @@ def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
         lambda event: saver.poll(event.data.reports),
         Record(recorder, run, seconds_spent(run.folder)),
         gear.spikes,
+        lambda event: gear.guard.check(event.step),  # before a save that a restart would go on from
         every(settings.validation.every_steps, saver.settle, last_step=last),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),

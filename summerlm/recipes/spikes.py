@@ -8,7 +8,6 @@ raises `Rollback`, upon which `pretrain` goes on from the newest checkpoint.
 
 from typing import Any
 
-from summerlm.core.errors import SaveError
 from summerlm.core.record import Recorder
 from summerlm.data.loader import Loader, Steps, merge_states
 from summerlm.data.naming import Followed, follow
@@ -56,10 +55,7 @@ class Spikes:
 
     def _go_back(self, event: Event) -> None:
         ranks = self._run.ranks
-        try:
-            self._saver.finish()
-        except SaveError as error:
-            self._incident(event, str(error))
+        self._saver.settle(event)  # a save in flight may be what the run goes back to
         if not ranks.lead(self._run.store.steps):
             self._incident(event, "no checkpoint to go back to yet: the step is skipped")
             return

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from tiny import TINY
 
+from summerlm.checkpoint.load import newest_good
 from summerlm.core.config import read_settings
 from summerlm.core.errors import DivergedError
 from summerlm.core.record import read_rows
@@ -135,10 +136,16 @@ def test_skip_changes_nothing_at_the_spikes_and_goes_on(ruined, tmp_path):
     assert not (tmp_path / "run" / "quarantine.json").exists()
 
 
-def test_stop_ends_the_run_after_the_step_is_on_record(ruined, tmp_path):
+def test_stop_ends_the_run_after_the_step_is_on_record_and_at_every_start(ruined, tmp_path):
+    """At a step that would be saved, too: a checkpoint of it would let a restart go past it."""
     settings, _ = ruined
-    with pytest.raises(DivergedError, match=r"a spike beyond a loss of .*on_spike = 'stop'"):
-        pretrain(settings(tmp_path / "run", "train.on_spike=stop"), Console(quiet=True))
-    rows = train_rows(tmp_path / "run")
-    assert MET <= rows[-1]["step"] <= MET + 1
-    assert [row["updated"] for row in rows] == [True] * (len(rows) - 1) + [False]
+    asked = settings(tmp_path / "run", "train.on_spike=stop", "checkpoint.every_steps=1")
+    found = []
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"a spike beyond a loss of .*on_spike = 'stop'"):
+            pretrain(asked, Console(quiet=True))
+        rows = train_rows(tmp_path / "run")
+        found.append(rows[-1]["step"])
+        assert [row["updated"] for row in rows] == [True] * (len(rows) - 1) + [False]
+        assert newest_good(tmp_path / "run").name == f"step-{found[-1] - 1:08d}"
+    assert MET <= found[0] == found[1] <= MET + 1
