@@ -1,8 +1,8 @@
 """The first weights: one table from parameter names to laws.
 
-Flow: `build` makes a model without memory, gives it memory, then fills every parameter by the
-law of its name; `parallel` does so for a model that lies over several ranks. Each parameter draws
-from a generator of its own, seeded by the run's seed and the name, so that its values depend on no
+Flow: `parallel.layout.lay_out` makes a model without memory, gives it memory, and has `fill` fill
+what this rank holds of every parameter, by the law of its name. Each parameter draws from a
+generator of its own, seeded by the run's seed and the name, so that its values depend on no
 other parameter, on no order and on no number of ranks (the kind of device decides which numbers a
 generator gives).
 """
@@ -16,7 +16,6 @@ import torch
 
 from summerlm.core.parts import Part
 from summerlm.model.config import ModelConfig
-from summerlm.model.transformer import Transformer
 
 
 class Law(NamedTuple):
@@ -51,38 +50,6 @@ def laws(config: ModelConfig) -> dict[str, Law]:
         "blocks.*_scale.weight": Law(config.layer_scale or 0.0, 0.0),
         "*norm.weight": Law(1.0, 0.0),
     }
-
-
-def build(config: ModelConfig, *, seed: int, device: torch.device | str) -> Transformer:
-    """Make a model with its first weights.
-
-    Args:
-        config: The model's settings.
-        seed: Seed of all draws; the same seed gives the same weights.
-        device: Where the weights live.
-
-    Returns:
-        The model, float32, in training mode.
-    """
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.to_empty(device=device)
-    initialise(model, seed)
-    return model
-
-
-def initialise(model: Transformer, seed: int) -> None:
-    """Fill every parameter of a whole model by its law.
-
-    Args:
-        model: The model to fill.
-        seed: Seed of all draws.
-
-    Raises:
-        KeyError: If a parameter has no law.
-    """
-    parts = {name: Part.whole(tensor.detach()) for name, tensor in model.named_parameters()}
-    fill(parts, model.config, seed)
 
 
 def fill(parts: Mapping[str, Part], config: ModelConfig, seed: int) -> None:

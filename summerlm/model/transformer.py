@@ -6,7 +6,7 @@ Flow:
     2. `Block` after `Block` adds what attention and MLP find to the residual stream;
     3. the final norm gives hidden states, which `loss.next_token_loss` takes with `head_weight`,
        and `Transformer.logits` turns into logits where all of them are wanted.
-Made by `init.build`.
+Made by `parallel.layout.lay_out`.
 
 Shapes: B rows, T positions, D width, H query heads, C channels a head, V vocabulary,
 Vp vocabulary padded.

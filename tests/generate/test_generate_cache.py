@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from models import build
 
 from summerlm.generate.cache import Cache
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def make(**changes):
         "init_std": 0.2,
         "zero_init_outputs": False,
     }
-    return build(ModelConfig(**values | changes), seed=0, device="cpu").eval()
+    return build(ModelConfig(**values | changes), seed=0).eval()
 
 
 @torch.no_grad()

@@ -4,11 +4,11 @@ import inspect
 
 import pytest
 import torch
+from models import build
 
 from summerlm.core.errors import UsageError
 from summerlm.generate.engine import LanguageModel
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 from summerlm.tokenizer.learn import learn_bpe
 from summerlm.tokenizer.mistral import mistral_v3
 
@@ -35,7 +35,7 @@ def lm(tokenizer):
         init_std=0.3,
         zero_init_outputs=False,
     )
-    return LanguageModel(build(config, seed=0, device="cpu").eval(), tokenizer)
+    return LanguageModel(build(config, seed=0).eval(), tokenizer)
 
 
 def test_greedy_is_the_argmax_of_the_whole_forward(lm):
@@ -96,7 +96,7 @@ def test_the_first_word_keeps_its_space(monkeypatch):
         mlp_hidden=8,
         context=16,
     )
-    lm = LanguageModel(build(config, seed=0, device="cpu").eval(), tokenizer)
+    lm = LanguageModel(build(config, seed=0).eval(), tokenizer)
     sat = tokenizer.encode("sat")
     for prompt, text in (("the cat", " sat"), ("", "sat")):
         scripted(monkeypatch, sat)

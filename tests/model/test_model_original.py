@@ -8,9 +8,9 @@ back. `as documented` has RoPE and ALiBi, `as run` RoPE alone (its ALiBi was nev
 import pytest
 import torch
 import torch.nn.functional as F
+from models import build
 
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 
 CONFIG = {
     "vocabulary": 90,
@@ -125,7 +125,7 @@ def from_original(weights, config):
 def test_equals_the_original(alibi, T):
     config = ModelConfig(**CONFIG, alibi=alibi)
     torch.manual_seed(T)
-    model = build(config, seed=1, device="cpu").eval()
+    model = build(config, seed=1).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # no part stays at one or zero
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -134,7 +134,7 @@ def test_equals_the_original(alibi, T):
     expected = original_logits(tokens, weights, config.heads, alibi)
     torch.testing.assert_close(model.logits(model(tokens)).double(), expected, rtol=1e-5, atol=2e-5)
 
-    ours = build(config, seed=2, device="cpu").eval()
+    ours = build(config, seed=2).eval()
     ours.load_state_dict(from_original(weights, config))
     logits = ours.logits(ours(tokens))
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=2e-5)
@@ -149,7 +149,7 @@ def test_equals_the_original(alibi, T):
 
 def test_the_two_modes_differ():
     config = ModelConfig(**CONFIG, alibi=True)
-    model = build(config, seed=1, device="cpu")
+    model = build(config, seed=1)
     weights = to_original(model.state_dict(), config)
     tokens = torch.randint(config.vocabulary, (2, 30))
     modes = [original_logits(tokens, weights, config.heads, alibi) for alibi in (True, False)]

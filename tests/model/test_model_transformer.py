@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import build
 
 from summerlm.core.config import validate
 from summerlm.core.errors import UsageError
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import Law, build, initialise, laws
+from summerlm.model.init import Law, fill, laws
 from summerlm.model.transformer import Positions, Transformer
+from summerlm.parallel.sharding import parts_of
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +57,12 @@ CHANGES = {  # a value for every field that must change what the model does
 
 
 def make(**changes):
-    return build(ModelConfig(**BASE | changes), seed=0, device="cpu")
+    return build(ModelConfig(**BASE | changes), seed=0)
 
 
 def observe(config):
     """Logits of a fixed row in training mode, or the error that it meets."""
-    model = build(config, seed=0, device="cpu")
+    model = build(config, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -234,10 +236,8 @@ def test_initialisation_follows_the_laws():
 
 
 def test_initialisation_depends_on_seed_and_name_alone():
-    first, again, other = (
-        build(ModelConfig(**BASE), seed=seed, device="cpu").state_dict() for seed in (7, 7, 8)
-    )
-    deeper = build(ModelConfig(**BASE | {"layers": 4}), seed=7, device="cpu").state_dict()
+    first, again, other = (build(ModelConfig(**BASE), seed=seed).state_dict() for seed in (7, 7, 8))
+    deeper = build(ModelConfig(**BASE | {"layers": 4}), seed=7).state_dict()
     name = "blocks.1.attention.qkv.weight"
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not torch.equal(first[name], other[name])
@@ -249,7 +249,7 @@ def test_a_parameter_without_a_law_is_refused():
     model = make()
     model.blocks[0].register_parameter("gain", torch.nn.Parameter(torch.ones(3)))
     with pytest.raises(KeyError, match=r"blocks\.0\.gain has no law"):
-        initialise(model, 0)
+        fill(parts_of(model, 0, 1), model.config, 0)
 
 
 def test_every_law_is_for_a_parameter():

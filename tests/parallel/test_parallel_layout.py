@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 from layouts import CPU, MODEL, batch_of, make, run_step
+from models import build
 from ranks import run_ranks
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE, Ranks
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 from summerlm.parallel.config import ParallelConfig
 from summerlm.parallel.layout import lay_out
 
@@ -35,7 +35,7 @@ def held(ranks, shards):
 @pytest.mark.ranks
 @pytest.mark.parametrize(("world", "shards"), [(2, 1), (2, "all"), (3, 3), (4, 2)])
 def test_first_weights_are_the_same_to_the_bit_in_every_layout(world, shards):
-    model = build(ModelConfig(**MODEL), seed=1, device="cpu")
+    model = build(ModelConfig(**MODEL), seed=1)
     whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
     count = world if shards == "all" else shards
     rows = dict.fromkeys(whole, 0)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from models import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from summerlm.model.bias import CHANNELS
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 from summerlm.model.loss import next_token_loss
 from summerlm.plan.count import flops_per_token, parameters
 
@@ -53,7 +53,7 @@ def test_summer_4b():
 )
 def test_parameters_are_the_models(changes):
     config = ModelConfig(**SMALL | changes)
-    model = build(config, seed=0, device="cpu")
+    model = build(config, seed=0)
     count = sum(p.numel() for p in model.parameters())
     tables = 1 if config.tied_embeddings else 2
     assert parameters(config, padded=True) == count
@@ -64,7 +64,7 @@ def test_parameters_are_the_models(changes):
 def test_flops_against_torch(changes):
     """torch counts attention over all T keys and the channels of biases: both are taken off."""
     config = ModelConfig(**SMALL | changes)
-    model = build(config, seed=0, device="cpu")
+    model = build(config, seed=0, attention="sdpa")
     B, T = 2, config.context
     tokens = torch.randint(config.vocabulary, (B, T))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

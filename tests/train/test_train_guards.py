@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from models import build
 from pydantic import ValidationError
 
 from summerlm.core.errors import DivergedError
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 from summerlm.train.config import TrainConfig
 from summerlm.train.guards import LEVEL, WINDOW, Guard, Verdict
 
@@ -222,7 +222,7 @@ def test_a_rate_a_hundred_times_too_high_is_divergence():
         mlp_hidden=64,
         context=32,
     )
-    model = build(config, seed=0, device="cpu")
+    model = build(config, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     draw = torch.Generator().manual_seed(0)
     guard, seen = make(max_skipped_steps=5), []

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from models import build
 from ranks import run_ranks
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import summerlm.train.probe as probe
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 from summerlm.train.probe import attention_logit_max
 
 MODEL = ModelConfig(
@@ -24,7 +24,7 @@ MODEL = ModelConfig(
 
 
 def make(seed=1, **changes):
-    model = build(MODEL.model_copy(update=changes), seed=seed, device="cpu")
+    model = build(MODEL.model_copy(update=changes), seed=seed)
     for block in model.blocks:  # scores that differ between layers and heads
         with torch.no_grad():
             block.attention.qkv.weight.mul_(20)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from models import build
 
 from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE
 from summerlm.data.batch import IGNORE, Batch
 from summerlm.model.config import ModelConfig
-from summerlm.model.init import build
 from summerlm.optim.build import build_optimizer
 from summerlm.optim.config import OptimConfig
 from summerlm.parallel.config import ParallelConfig
@@ -60,7 +60,7 @@ def gradients(stepper):
 @pytest.mark.parametrize("micro_rows", [None, 1, 2, 4, 5, 6, 9])
 def test_loss_and_gradient_are_those_of_the_plain_mean(micro_rows):
     stepper, batch = make(micro_rows=micro_rows), make_batch()
-    reference = build(MODEL, seed=1, device="cpu")
+    reference = build(MODEL, seed=1)
     logits = reference.logits(reference(batch.tokens, batch.documents))
     mean = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
     mean.backward()
