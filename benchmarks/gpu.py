@@ -188,10 +188,29 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is printed in the end."""
     for name, row in figures["parts"].items():
         yield f"{name}: {row['status']} {row.get('why', '')}".rstrip()
+        if "tokens_per_second" in row.get("figures", {}):
+            yield f"    {told(row['figures'])}"
     for row in figures["marks"]:
         value = "" if row["figure"] is None else f"{row['figure']:,.4g}"
         most = "" if row["most"] is None else f" to {row['most']:g}"
         yield f"{row['verdict']:>12}  {row['mark']}: {value} (aimed at {row['least']:g}{most})"
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """Say what a step was measured to be."""
+    words = [f"{found['tokens_per_second']:,.0f} tokens/s"]
+    if found["mfu"] is not None:
+        words.append(f"{found['mfu']:.1%} MFU")
+    if found["mfu_torchtitan"] is not None:
+        words.append(f"{found['mfu_torchtitan']:.1%} as torchtitan counts")
+    if found["peak_bytes"] is not None:
+        words.append(f"{found['peak_bytes'] / 1e9:.1f} GB")
+    if found["planned_bytes"] is not None:
+        words.append(f"{found['planned_bytes'] / 1e9:.1f} GB planned")
+    words.append(f"{found['mode']['micro_rows']} rows at once")
+    if "kernel" in found:
+        words.append(f"attention by {found['kernel']}")
+    return ", ".join(words)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ADAM = ["optim.name=adamw", "optim.adam_lr=none"]
 # 16,384 tokens a step, the original's on each of its GPUs. Muon's work doesn't shrink with the
 # batch and isn't dealt out on one GPU: at the preset's batch it is a hundredth of the step.
 LARGE = ["--rows", "4", "--micro-rows", "4", "--micro-rows", "2", "--micro-rows", "1"]
+LONG = ["--steps", "20", "--slice", "10"]  # a slice ends with the host waiting for the device
 TOY_MODEL = ["model.width=64", "model.layers=2", "model.heads=4", "model.kv_heads=4"]
 TOY_MODEL += ["model.head_dim=16", "model.mlp_hidden=128", "model.vocabulary=500"]
 TOY_MODEL += ["model.context=32", "parallel.compile=false"]
@@ -52,7 +53,7 @@ def step(
         name,
         limit_s,
         "gpu_step.py",
-        [*options, *rows, "--steps", "20", *overrides],
+        [*options, *rows, *LONG, *overrides],
         [*options, "--rows", "4", *TOY_STEPS, *TOY_MODEL, *overrides],
         "original" if side == "original" else None,
     )
@@ -65,7 +66,7 @@ def against(name: str, limit_s: float, peer: str, repo: str | None, *shape: str)
         name,
         limit_s,
         "peers.py",
-        [*same, "--device", "cuda", "--mode", "compiled-bf16", *shape],
+        [*same, "--device", "cuda", "--mode", "compiled-bf16", *LONG, *shape],
         [*same, *TOY_STEPS, "--mode", "eager-bf16", *TOY_SHAPE],
         repo,
     )
@@ -79,7 +80,7 @@ def parts() -> list[Part]:
         step("modern-4b", 150, "summer-4b-next", *ADAM),
         step("float8-4b", 150, "summer-4b-next", *ADAM, "parallel.float8=true"),
         step("faithful-4b", 150, "summer-4b"),
-        step("original-4b", 240, "summer-4b", side="original"),
+        step("original-4b", 270, "summer-4b", side="original"),
         step("step-350m", 60, "350m", *ADAM, rows=medium),
         step("step-125m", 60, "125m", *ADAM, rows=small),
         against("nanogpt-124m", 120, "nanogpt", "nanogpt", *_124M),
@@ -87,7 +88,7 @@ def parts() -> list[Part]:
         step("original-350m", 120, "350m", *ADAM, side="original", rows=medium),
         step("original-125m", 120, "125m", *ADAM, side="original", rows=small),
         # the preset as it is, Muon at 196,608 tokens a step: an eighth of the preset's batch
-        step("muon-4b", 150, "summer-4b-next", rows=["--rows", "48", "--micro-rows", "2"]),
+        step("muon-4b", 150, "summer-4b-next", rows=["--rows", "48", *LARGE[2:]]),
     ]
 
 

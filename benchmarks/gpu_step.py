@@ -13,6 +13,7 @@ attention once and no look-up, torchtitan's counts every query as reading all ke
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> None:
     }
     if arguments.json:
         write_json(arguments.json, figures)
-    print(told(figures))
+    print(json.dumps(figures))
 
 
 def parse() -> argparse.Namespace:
@@ -153,16 +154,6 @@ def planned(arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, A
     peak = found["peak_bytes"]
     over = {} if peak is None else {"peak_over_plan": peak / planned_bytes}
     return {"planned_bytes": planned_bytes, **over}
-
-
-def told(figures: dict[str, Any]) -> str:
-    """Say the figures in a line."""
-    text = f"{figures['tokens_per_second']:,.0f} tokens/s, {Mode(**figures['mode'])}"
-    if figures["mfu"] is not None:
-        text += f", {figures['mfu']:.1%} MFU"
-    if figures["peak_bytes"] is not None:
-        text += f", {figures['peak_bytes'] / 1e9:.1f} GB"
-    return text
 
 
 if __name__ == "__main__":

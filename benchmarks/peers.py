@@ -129,9 +129,10 @@ def complete(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def peaks(arguments: argparse.Namespace) -> dict[str, float]:
-    """Measure the matmul peak in both dtypes, FLOP/s."""
+    """Measure the matmul peak in the dtypes that are tried, FLOP/s."""
     size = 128 if arguments.toy else {"cpu": 2048, "cuda": 8192}[arguments.device]
-    return {d: matmul_peak(arguments.device, d, size, 10) for d in ("float32", "bfloat16")}
+    dtypes = sorted({MODES[name][1] for name in arguments.mode}, reverse=True)
+    return {dtype: matmul_peak(arguments.device, dtype, size, 10) for dtype in dtypes}
 
 
 def measure(
