@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tiny import TINY
 
 from summerlm.checkpoint.reading import read_tensors
 from summerlm.core.config import read_settings
@@ -29,24 +30,9 @@ from summerlm.recipes.settings import Settings
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PEER_PYTHON = os.environ.get("SUMMERLM_TEST_PEER_PYTHON", sys.executable)
 
-TOY = """
-[model]
-vocabulary = 300
-width = 32
-layers = 2
-heads = 4
-kv_heads = 2
-head_dim = 8
-mlp_hidden = 48
-context = 32
-
-[data]
-lanes = 4
-workers = 1
-
-[train]
-batch_tokens = 256
-
+TOY = (
+    TINY
+    + """
 [tokenizer]
 name = "{tokenizer}"
 
@@ -68,6 +54,7 @@ conversations = "conversations"
 weight = 10
 licence = "none needed"
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +233,6 @@ def trained(soak_parts, toy, tmp_path_factory):
     overrides = [f"data.mirror={toy}", "data.workers=0", f"run.folder={folder}"]
     overrides += [f"train.batch_tokens={batch}", f"train.budget_tokens={batch * soak_parts.steps}"]
     overrides += ["validation.every_steps=3", "validation.characters_per_source=200"]
-    overrides += ["data.held_out_fraction=0.1"]
     settings = read_settings(Settings, toy / "toy.toml", overrides)
     assert pretrain(settings, Console(quiet=True)) == 0
     return folder
