@@ -40,7 +40,7 @@ STEPS = 20
 MOST = 3  # micro-batches of a step that is made as it is; of a longer one, steps of 1 and 3
 # that a micro-batch takes at most on a CPU, at a speed that any has: else smaller ones are made
 LONGEST_S = 6.0
-SLOW_FLOPS = 20e9  # of a thread
+SLOW_FLOPS = 40e9  # of a thread
 
 
 @dataclass(frozen=True)
@@ -102,29 +102,23 @@ def probe(settings: Settings, rows: int, predicted: Callable[[int], int]) -> Pro
     derived = derive(settings)
     micro_batches = derived.rows / rows  # the last one may have fewer rows
     tried = _rows_to_try(settings, rows)
-    kinds = [math.ceil(micro_batches)] if micro_batches <= MOST else [1, MOST]
-    if tried[0] < rows:
-        kinds = [1, MOST] if micro_batches > 1 else [1]
+    whole = tried == [rows] and micro_batches <= MOST
+    kinds = [math.ceil(micro_batches)] if whole else [1, MOST]
     found = [_must(settings, size, kinds) for size in tried]
 
-    def one(findings: Findings) -> float:  # seconds of a micro-batch
-        if len(kinds) == 1:
-            return findings.median(kinds[0]) / kinds[0]
-        return (findings.median(MOST) - findings.median(1)) / (MOST - 1)
-
     first, last = found[0], found[-1]
-    once = 0.0 if len(kinds) == 1 else last.median(1) - one(last)  # of a step, however long
-    each, peak = one(first), float(first.peak_bytes)
+    if whole:
+        seconds = first.median(kinds[0])
+    else:
+        each = (first.median(MOST) - first.median(1)) / (MOST - 1)  # of a micro-batch
+        seconds = first.median(1) - each + micro_batches * each * rows / tried[0]
+    peak = float(first.peak_bytes)
     if len(found) > 1:
-        more = (rows - tried[0]) / (tried[0] - tried[1])
-        each += more * (each - one(last))
         seen = first.peak_bytes - last.peak_bytes
         expected = predicted(tried[0]) - predicted(tried[1])
         peak += (predicted(rows) - predicted(tried[0])) * (seen / expected if expected else 1.0)
     elif tried[0] < rows:
-        each *= rows / tried[0]
         peak += predicted(rows) - predicted(tried[0])
-    seconds = once + micro_batches * each
     tokens = settings.train.batch_tokens
     return Probed(
         seconds=seconds,
@@ -181,7 +175,8 @@ def rehearse(settings: Settings, rows: int, micro_batches: Sequence[int], steps:
     )
     tables = {"model": stepper.layout.parts, "optimizer": stepper.optimizer.parts()}
     snapshot = Snapshot(tables, plan_pieces(tables, ALONE), rank=0)
-    batches = {n: make_up(settings, n * rows, device) for n in micro_batches}
+    most = derive(settings).rows if len(micro_batches) == 1 else math.inf  # a whole step's
+    batches = {n: make_up(settings, int(min(n * rows, most)), device) for n in micro_batches}
     seconds: dict[int, list[float]] = {n: [] for n in micro_batches}
     for number in range(steps + len(batches)):
         kind = micro_batches[number % len(batches)]
@@ -218,7 +213,7 @@ def in_child(
         "micro_batches": list(micro_batches),
         "steps": steps,
     }
-    command = [sys.executable, "-m", "summerlm.recipes.rehearsing"]
+    command = [sys.executable, "-m", "summerlm.recipes.probing"]
     child = subprocess.run(command, input=json.dumps(task), stdout=subprocess.PIPE, text=True)
     if child.returncode in OUT_OF_MEMORY:
         return None

@@ -67,6 +67,11 @@ class Room:
     Args:
         settings: The run's settings.
         terms: What it is planned for.
+
+    Attributes:
+        own: Rows of a step on one device.
+        limit: Bytes that tensors may use; None where no hardware is named.
+        checkpoint_bytes: Of weights and optimizer state of a whole model; 0 before a `footprint`.
     """
 
     def __init__(self, settings: Settings, terms: Terms) -> None:
@@ -83,13 +88,8 @@ class Room:
         shards = settings.parallel.shard_ranks
         self._shards = self._world if shards == "all" else math.gcd(shards, self._world)
         self.own = max(1, derive(settings).rows // self._world)
+        self.checkpoint_bytes = 0
         self.limit = None if row is None else int(row.memory_bytes * USABLE)
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Bytes of weights and optimizer state, of all devices together."""
-        kinds = trace_step(self._settings, 1, 1, self._dtype, gpu=self.gpu)["state"]
-        return kinds["weights"] + kinds["optimizer"]
 
     def footprint(self, rows: int, recompute: str | None = "as set") -> Footprint:
         """Give the memory of a step.
@@ -107,6 +107,7 @@ class Room:
             settings = settings.model_copy(update={"parallel": parallel})
         micro_batches = -(-self.own // rows)
         peaks = trace_step(settings, rows, micro_batches, self._dtype, gpu=self.gpu)
+        self.checkpoint_bytes = peaks["state"]["weights"] + peaks["state"]["optimizer"]
         itemsize = 4 if self._dtype is None else self._dtype.itemsize
         return spread(peaks, share_out(settings.model, self._shards, itemsize, micro_batches))
 

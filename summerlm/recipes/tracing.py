@@ -11,7 +11,7 @@ So the figures follow the code of model, loss and optimizer by themselves.
 Shapes: B rows of a micro-batch, T positions.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 import torch
@@ -20,10 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from summerlm.core.ranks import ALONE
 from summerlm.data.batch import Batch
+from summerlm.model.config import ModelConfig
 from summerlm.model.transformer import Block, Transformer
 from summerlm.optim.build import OptimizerSet, build_optimizer
+from summerlm.optim.config import OptimConfig
 from summerlm.optim.muon import STACK_ELEMENTS
 from summerlm.parallel.attention import choose_kernel
+from summerlm.parallel.config import ParallelConfig
 from summerlm.parallel.layout import Layout
 from summerlm.parallel.recompute import recompute_blocks
 from summerlm.plan.memory import Peaks, extend
@@ -61,10 +64,7 @@ def trace_step(
     if layers <= FEW_LAYERS:
         return trace(layers)
     peaks = extend(trace(FEW_LAYERS - 1), trace(FEW_LAYERS), layers - FEW_LAYERS)
-    # an update works on a limited number of elements at once: as many layers as reach the limit
-    block = settings.model.width * settings.model.mlp_hidden * 3
-    enough = min(layers, max(FEW_LAYERS, -(-STACK_ELEMENTS // block) + 1))
-    peaks["update"]["workspace"] = _trace_update(settings, enough)
+    peaks["update"]["workspace"] = _trace_update(settings.model, settings.optim)
     return peaks
 
 
@@ -92,7 +92,9 @@ def _trace(
 ) -> Peaks:
     """Make one step of a model of so many layers without computing it."""
     with FakeTensorMode(), Tally("copies", "state") as tally:
-        layout, optimizer = _lay_out(settings, layers, tally)
+        layout, optimizer = _lay_out(
+            settings.model, settings.parallel, settings.optim, layers, tally
+        )
         tally.kind = "batch"
         ids = torch.zeros(rows * micro_batches, settings.model.context, dtype=torch.int64)
         sources = torch.zeros(len(ids), dtype=torch.int64)
@@ -114,10 +116,16 @@ def _trace(
     return {name: dict(peak.by_kind) for name, peak in tally.peaks.items()}
 
 
-def _trace_update(settings: Settings, layers: int) -> int:
-    """Give the bytes an update of so many layers needs beside weights, state and gradients."""
+@lru_cache(maxsize=16)  # the same for every micro-batch
+def _trace_update(model: ModelConfig, optim: OptimConfig) -> int:
+    """Give the bytes an update needs beside weights, state and gradients.
+
+    It works on a limited number of elements at once: as many layers as reach it are enough.
+    """
+    block = 3 * model.width * model.mlp_hidden
+    layers = min(model.layers, max(FEW_LAYERS, -(-STACK_ELEMENTS // block) + 1))
     with FakeTensorMode(), Tally("copies", "state") as tally:
-        layout, optimizer = _lay_out(settings, layers, tally)
+        layout, optimizer = _lay_out(model, ParallelConfig(), optim, layers, tally)
         gradients = {name: torch.zeros_like(part.tensor) for name, part in layout.parts.items()}
         before = tally.now
         tally.enter("update")
@@ -125,10 +133,12 @@ def _trace_update(settings: Settings, layers: int) -> int:
         return tally.peaks["update"].bytes - before
 
 
-def _lay_out(settings: Settings, layers: int, tally: Tally) -> tuple[Layout, OptimizerSet]:
+def _lay_out(
+    config: ModelConfig, parallel: ParallelConfig, optim: OptimConfig, layers: int, tally: Tally
+) -> tuple[Layout, OptimizerSet]:
     """Make model and optimizer, and tell the tally what is what."""
-    config, parallel = settings.model.model_copy(update={"layers": layers}), settings.parallel
-    model = Transformer(config)  # `lay_out` begins on meta, from which fake tensors don't move
+    # not by `lay_out`, which begins on meta, from where fake tensors don't move
+    model = Transformer(config.model_copy(update={"layers": layers}))
     model.positions.kernel = parallel.attention
     if parallel.attention == "flash":
         for block in model.blocks:
@@ -140,7 +150,7 @@ def _lay_out(settings: Settings, layers: int, tally: Tally) -> tuple[Layout, Opt
     tally.turn_into(layout.model.buffers(), "buffers")
     tally.kind = "optimizer"
     optimizer = build_optimizer(
-        layout.parts, settings.optim, layout.model.matrix_blocks(), layout.shard_group
+        layout.parts, optim, layout.model.matrix_blocks(), layout.shard_group
     )
     return layout, optimizer
 
