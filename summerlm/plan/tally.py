@@ -6,7 +6,7 @@ Flow: `recipes.tracing` runs a step inside a `Tally`, on tensors without values,
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,10 @@ class Tally(TorchDispatchMode):
 
     Views count once, with the memory that they share. Works on tensors without values
     (`FakeTensorMode`, entered before) as on real ones.
+
+    Args:
+        kind: What is being made at first.
+        stretch: Name of the first stretch.
 
     Attributes:
         now: Bytes that live.
@@ -64,7 +68,7 @@ class Tally(TorchDispatchMode):
             kind: What they are now.
         """
         for tensor in tensors:
-            key = tensor.untyped_storage()._cdata
+            key = _key(tensor)
             if key in self._held:
                 size, former = self._held[key]
                 self._held[key] = (size, kind)
@@ -80,15 +84,18 @@ class Tally(TorchDispatchMode):
     ) -> Any:
         """Run an operation and count what it has made."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self._note(leaf)
+        fresh = [leaf for leaf in _tensors(result) if _key(leaf) not in self._held]
+        if fresh:
+            given = {_key(leaf) for leaf in _tensors((args, kwargs))}  # views of what isn't ours
+            for leaf in fresh:
+                if _key(leaf) not in given:
+                    self._note(leaf)
         return result
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._held or tensor.device.type == "meta":
+        if key in self._held:  # one of two views that an operation gave
             return
         self._held[key] = (size, self.kind)
         self.now += size
@@ -104,3 +111,13 @@ class Tally(TorchDispatchMode):
     def _see(self) -> None:
         if self.now >= self._peak.bytes:
             self._peak.bytes, self._peak.by_kind = self.now, dict(self.by_kind)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+            yield leaf
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
