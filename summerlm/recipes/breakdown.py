@@ -3,7 +3,7 @@
 Flow: `break_down` reads a trace that `profiling` recorded:
     1. host events are nested as they were called, and each belongs to the innermost mark round it;
        what autograd does belongs to the part whose operation it differentiates, found by the
-       sequence number that both carry;
+       sequence number that both carry; what ranks send each other is a part by itself;
     2. inside attention, what multiplies and all between is the kernel; a compiled block, which has
        no marks inside, is told apart by the names of its operations;
     3. each moment of a step is credited to one part: on a CPU to the innermost event, on a GPU to
@@ -24,7 +24,7 @@ from summerlm.core.marks import MARK
 STEP = "one step"  # the mark round each step of a trace
 ATTENTION, KERNEL = "attention: rotary, biases", "attention: kernel"
 BLOCK, PRODUCTS, BLOCK_KERNEL = "blocks: the rest", "blocks: products", "blocks: attention kernel"
-GRADIENTS, OTHER = "gradients: kept, added up", "other"
+GRADIENTS, RANKS, OTHER = "gradients: kept", "between ranks", "other"
 OF_THE_MODEL = (
     "embedding",
     "attention: norm",
@@ -44,6 +44,7 @@ OF_THE_MODEL = (
 )
 AFTERWARDS = (
     GRADIENTS,
+    RANKS,
     "gradient norm, clip",
     "optimizer: AdamW",
     "optimizer: Muon",
@@ -59,6 +60,7 @@ NOWHERE = (OTHER, "forward")
 HOST_WORK = ("cpu_op", "user_annotation")
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 ENGINE = "autograd::engine::evaluate_function: "
+OF_RANKS = ("c10d::", "FSDP::", "nccl:", "gloo:")
 OF_ATTENTION = ("scaled_dot_product", "flash_attn", "flash_attention", "::bmm", "::baddbmm")
 MULTIPLIES = ("::mm", "::addmm", "::matmul", "_scaled_mm", "linear", *OF_ATTENTION)
 
@@ -169,6 +171,8 @@ def settle_places(events: Iterable[HostEvent]) -> None:
             kept = event.name.endswith("AccumulateGrad")
             part = GRADIENTS if kept else makers.get(event.sequence or -1, OTHER)
             event.place = part, "backward"
+        elif event.name.startswith(OF_RANKS):
+            event.place = RANKS, phase
         elif part == BLOCK and _names(event, MULTIPLIES):
             event.place = BLOCK_KERNEL if _names(event, OF_ATTENTION) else PRODUCTS, phase
         else:

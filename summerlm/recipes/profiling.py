@@ -163,8 +163,7 @@ def _mark(module: nn.Module, label: str) -> list[Any]:
         open_marks.pop().__exit__(None, None, None)
 
     return [
-        # first of all, so that the gathering of a sharded block's weights is inside
-        module.register_forward_pre_hook(begin, prepend=True),
+        module.register_forward_pre_hook(begin),
         module.register_forward_hook(end, always_call=True),
     ]
 

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import make, run_step
+from ranks import run_ranks
 from rich.console import Console
 
 from summerlm.core.config import read_settings
 from summerlm.core.marks import part
+from summerlm.core.ranks import ALONE
 from summerlm.core.record import read_rows
 from summerlm.recipes import profiling
 from summerlm.recipes.breakdown import (
@@ -145,11 +147,17 @@ def test_a_disk_that_refuses_a_profile_ends_no_run(start, monkeypatch):
 # marks and the table
 
 
-def parts_of_a_step(tmp_path, work=None, compiled=False, **parallel):
+def hooks_of(model):
+    modules = model.modules()
+    return [len(hooks) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+
+
+def parts_of_a_step(tmp_path, work=None, compiled=False, ranks=ALONE, **parallel):
     """Steps of the small model under the profiler; gives the table."""
-    stepper = make(parallel={"compile": compiled, **parallel}, optim={"name": "muon"})
+    stepper = make(ranks, parallel={"compile": compiled, **parallel}, optim={"name": "muon"})
     run_step(stepper, 1)
     model = stepper.layout.model
+    hooks = hooks_of(model)
 
     def steps():
         for number in range(2, 5):
@@ -161,8 +169,7 @@ def parts_of_a_step(tmp_path, work=None, compiled=False, **parallel):
     trace = tmp_path / "trace.json.gz"
     device = torch.device("cpu")
     assert list(profiling.record_steps(steps(), 2, model, device, compiled, trace)) == [2, 3]
-    hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert hooks == []  # marks are gone with the profile
+    assert hooks_of(model) == hooks  # marks are gone with the profile
     return break_down(trace)
 
 
@@ -180,7 +187,7 @@ def test_every_part_goes_forward_and_backward(tmp_path):
         assert row["backward"] > 0, name
         assert row["recomputed"] == 0, name
         assert row["seconds"] == row["forward"] + row["backward"]
-    assert rows["gradients: kept, added up"]["seconds"] > 0
+    assert rows["gradients: kept"]["seconds"] > 0
     assert PRODUCTS not in rows
 
 
@@ -192,6 +199,21 @@ def test_what_is_computed_anew_has_a_column(tmp_path, recompute):
     assert not anew & {"embedding", "final norm", "head and loss", "data", "optimizer: Muon"}
     assert (rows["attention: qkv"]["recomputed"] > 0) is (recompute == "full" or True)
     assert rows["MLP: down"]["backward"] > 0
+
+
+def on_ranks(ranks, folder, shards):
+    own = folder / str(ranks.rank)
+    own.mkdir()
+    return parts_of_a_step(own, ranks=ranks, shard_ranks=shards)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("shards", [1, "all"])
+def test_what_ranks_send_is_a_part_by_itself(tmp_path, shards):
+    for found in run_ranks(on_ranks, tmp_path, shards):
+        rows = rows_of(found)
+        assert set(OF_THE_MODEL) - {PRODUCTS, BLOCK_KERNEL} <= rows.keys()
+        assert rows["between ranks"]["share"] > 0.05
 
 
 @pytest.mark.slow
@@ -241,8 +263,8 @@ def test_what_takes_long_is_where_the_table_says(tmp_path, monkeypatch, name, ph
     rounds = (40, 0) if phase == "forward" else (0, 40)
     stepper_of = make
 
-    def slowed(**settings):
-        stepper = stepper_of(**settings)
+    def slowed(*ranks, **settings):
+        stepper = stepper_of(*ranks, **settings)
         module = stepper.layout.model.blocks[0].get_submodule(name)
         inner = module.forward
         module.forward = lambda x: Slow.apply(inner(x), *rounds)
@@ -355,7 +377,7 @@ def test_a_gpu_s_time_goes_to_what_launched_its_work(tmp_path):
         ATTENTION: {**model, "forward": 50, "backward": 50, "seconds": 100},
         KERNEL: {**model, "forward": 100, "backward": 0, "seconds": 100},
         # what overlaps with products costs nothing: 500-520 and 620-660 are left
-        "gradients: kept, added up": {"seconds": 60},
+        "between ranks": {"seconds": 60},
         "data": {"seconds": 340},
         OTHER: {"seconds": 100},
     }
