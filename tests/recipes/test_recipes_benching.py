@@ -107,6 +107,18 @@ def test_a_slow_step_is_a_slow_figure(measure, monkeypatch):
     assert other > 0.3  # it is in no part
 
 
+def test_steps_are_made_beside_a_save(measure, monkeypatch):
+    call, made = Stepper.__call__, []
+
+    def counted(self, *args, **kwargs):
+        made.append(1)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "__call__", counted)
+    measure("checkpoint")
+    assert len(made) >= 2 * benching_parts.REPEATS  # one before each, at least one beside it
+
+
 def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

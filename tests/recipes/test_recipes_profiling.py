@@ -227,6 +227,17 @@ def test_compiled_blocks_are_told_apart_by_their_operations(tmp_path):
         assert rows[name]["backward"] > 0, name
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_blocks_have_no_marks_inside(compiled):
+    """They would be compiled into it, the next time that something is."""
+    model = make().layout.model
+    with profiling.marked(model, compiled):
+        for block in model.blocks:
+            assert block._forward_hooks
+            inside = [m for m in block.modules() if m is not block and m._forward_hooks]
+            assert bool(inside) is not compiled
+
+
 SLOW = {  # what is made slow, and the part that must say so
     "attention.qkv": "attention: qkv",
     "attention.output": "attention: output",
