@@ -13,7 +13,6 @@ Flow: `opening` calls `settle_memory` on every rank before the model is laid out
 import gc
 import math
 import socket
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,11 +26,11 @@ from summerlm.core.ranks import Ranks
 from summerlm.plan.cost import USABLE
 from summerlm.plan.memory import share_out, spread
 from summerlm.recipes.rehearsing import make_stepper, make_up, time_step
+from summerlm.recipes.room import RECOMPUTE, largest
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.tracing import trace_step
 
 KEPT = "memory.json"
-RECOMPUTE = (None, "selective", "full")
 SIZES = 4  # micro-batches that are timed on a CPU: the largest that fits, and halves of it
 STEPS = 3  # of each; the first is not counted
 TRIED_TOKENS = 16_384  # of a step that is timed: enough to tell sizes apart
@@ -163,9 +162,7 @@ class Trial:
             return 0
         if self._device.type == "cuda":
             self._factor[recompute] = self._measure(own, recompute)
-        sizes = sorted({math.ceil(own / n) for n in range(1, own + 1)})
-        fitting = bisect_right(sizes, limit, key=lambda rows: self.predict(rows, own, recompute))
-        return sizes[fitting - 1] if fitting else 0
+        return largest(own, limit, lambda rows: self.predict(rows, own, recompute))
 
     def predict(self, rows: int, own: int, recompute: str | None) -> int:
         """Predict the most bytes that a step of this rank's rows takes."""

@@ -5,7 +5,10 @@ both come of `tracing`, dealt over the devices by `plan.memory`.
 """
 
 import math
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,7 +126,8 @@ class Room:
         """
         wish = self._settings.parallel.recompute
         for recompute in RECOMPUTE[RECOMPUTE.index(wish) :]:
-            rows = self._largest(limit, recompute)
+            need = partial(self._total, recompute=recompute)
+            rows = largest(self.own, limit, need)
             if rows:
                 break
         return {
@@ -132,23 +136,28 @@ class Room:
             "limit_bytes": limit,
         }
 
-    def _largest(self, limit: int, recompute: str | None) -> int:
-        """Find the most rows that fit: memory is linear in them beyond a chunk of the loss."""
-        full = -(-self._settings.train.loss_chunk_tokens // self._settings.model.context)
-        one = min(full, self.own)
-        low = self.footprint(one, recompute).total
-        if low > limit:
-            found = (r for r in range(one - 1, 0, -1) if self.footprint(r, recompute).total < limit)
-            return next(found, 0)
-        if one == self.own:
-            return one
-        two = min(2 * one, self.own - 1) if self.own - 1 > one else self.own
-        row = (self.footprint(two, recompute).total - low) / (two - one)
-        rows = one + int((limit - low) / row)
-        if rows >= self.own:  # a step of one micro-batch holds no sum of others
-            return self.own
-        return self._even(rows)
+    def _total(self, rows: int, recompute: str | None) -> int:
+        return self.footprint(rows, recompute).total
 
-    def _even(self, rows: int) -> int:
-        """Cut a device's rows into micro-batches of about one size, none larger than asked for."""
-        return -(-self.own // -(-self.own // rows))
+
+def largest(own: int, limit: int, need: Callable[[int], int]) -> int:
+    """Find the largest micro-batch that fits, among those that cut a step's rows evenly.
+
+    Args:
+        own: Rows of a step on one device.
+        limit: Bytes.
+        need: The bytes that a micro-batch of so many rows needs; more rows need more, but for all
+            of them at once, which need no sum of gradients.
+
+    Returns:
+        Its rows; 0 where not even one row fits.
+
+    Example:
+        >>> [largest(12, limit, lambda rows: 10 * rows) for limit in (9, 10, 55, 1000)]
+        [0, 1, 4, 12]
+    """
+    sizes = sorted({math.ceil(own / count) for count in range(1, own + 1)})
+    if need(sizes.pop()) <= limit:
+        return own
+    fitting = bisect_right(sizes, limit, key=need)
+    return sizes[fitting - 1] if fitting else 0

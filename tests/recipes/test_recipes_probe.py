@@ -1,0 +1,134 @@
+"""`plan --probe`: arithmetic with made-up findings, and predictions against real runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from summerlm.core.config import read_settings
+from summerlm.core.errors import DeviceMemoryError
+from summerlm.recipes import probing
+from summerlm.recipes.planning import plan
+from summerlm.recipes.probing import Findings, in_child, probe
+from summerlm.recipes.room import Terms
+from summerlm.recipes.settings import Settings, derive
+
+REAL = """
+import sys
+from summerlm.cli import main
+try:
+    main()
+finally:
+    lines = open("/proc/self/status").read().splitlines()
+    print(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def with_rows(settings, rows, **train):
+    """The settings with that many rows a step."""
+    changed = {"batch_tokens": rows * settings.model.context, **train}
+    return settings.model_copy(update={"train": settings.train.model_copy(update=changed)})
+
+
+def made_up(each_s=0.5, once_s=0.1, fixed=1000, row=10, tried=None):
+    """A child that needs `each_s` a row and `once_s` a step, and `row` bytes a row."""
+
+    def child(settings, rows, kinds, steps):
+        tried.append((rows, tuple(kinds), steps))
+        total = derive(settings).rows if len(kinds) == 1 else None
+        seconds = {n: [once_s + each_s * (total or n * rows)] * 5 for n in kinds}
+        return Findings(seconds, fixed + row * rows, 7)
+
+    return child
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "longest", "kinds"),
+    [
+        (8, 8, 99, (1,)),
+        (8, 3, 99, (3,)),
+        (24, 4, 99, (1, 3)),
+        (24, 24, 8, (1, 3)),
+        (26, 4, 99, (1, 3)),
+    ],
+    ids=["whole", "ragged", "many", "smaller", "many-ragged"],
+)
+def test_a_step_of_any_length(tiny_settings, monkeypatch, rows, micro, longest, kinds):
+    tried = []
+    monkeypatch.setattr(probing, "in_child", made_up(tried=tried))
+    shown = [micro] if micro <= longest else [longest, longest // 2]
+    monkeypatch.setattr(probing, "_rows_to_try", lambda settings, rows: shown)
+    settings = with_rows(tiny_settings, rows)
+    found = probe(settings, micro, lambda size: 2 * size)
+    assert found.seconds == pytest.approx(0.1 + 0.5 * rows)
+    assert found.peak_bytes == 1000 + 10 * micro, "prediction corrected: 10 bytes a row, not 2"
+    assert {k for _, k, _ in tried} == {kinds}
+    assert found.tokens == rows * 32
+
+
+def test_long_micro_batches_are_not_made(tiny_settings, monkeypatch):
+    monkeypatch.setattr(probing, "SLOW_FLOPS", 1e5)
+    assert len(probing._rows_to_try(tiny_settings, 500)) <= 2
+    assert probing._rows_to_try(tiny_settings, 500)[0] < 500
+    monkeypatch.setattr(probing, "SLOW_FLOPS", 1e12)
+    assert probing._rows_to_try(tiny_settings, 8) == [8]
+
+
+def test_a_probe_takes_the_place_of_the_stated_mfu(tiny_settings, monkeypatch):
+    monkeypatch.setattr(probing, "in_child", made_up(tried=[]))
+    facts = plan(tiny_settings, Terms(price=2.0), probing=True)
+    seconds = 12 * (0.1 + 0.5 * 8)
+    assert facts["days"] == pytest.approx(seconds / 86_400)
+    assert facts["dollars"] == pytest.approx(2 * seconds / 3600)
+    assert facts["probe"]["step_seconds"] == pytest.approx(4.1)
+    assert facts["tokens_per_second"] == pytest.approx(256 / 4.1)
+
+
+def test_memory_that_does_not_last(tiny_settings, monkeypatch):
+    monkeypatch.setattr(probing, "in_child", lambda *_: None)
+    with pytest.raises(DeviceMemoryError, match="8 rows doesn't fit"):
+        probe(tiny_settings, 8, lambda size: size)
+
+
+def test_the_child_makes_real_steps(tiny_settings):
+    found = in_child(tiny_settings, 2, (1, 3), 6)
+    assert {kind: len(seconds) for kind, seconds in found.seconds.items()} == {1: 3, 3: 3}
+    assert all(s > 0 for seconds in found.seconds.values() for s in seconds)
+    assert found.peak_bytes > found.base_bytes > 100 * 2**20
+
+
+def test_a_child_that_fails_is_an_error(tiny_settings):
+    tokenizer = tiny_settings.tokenizer.model_copy(update={"name": "gone"})
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        in_child(tiny_settings.model_copy(update={"tokenizer": tokenizer}), 2, (1,), 1)
+
+
+# none of them was used to find a constant: there is none to find but what the probe measures
+UNSEEN = {
+    "wide": "model.width=256 model.mlp_hidden=704 train.batch_tokens=2048",
+    "deep": "model.width=128 model.layers=12 model.mlp_hidden=352",
+    "long": "model.context=512 train.batch_tokens=8192",
+    "micro": "model.width=192 model.mlp_hidden=512 parallel.micro_batch_rows=2",
+    "recomputed": "model.width=256 model.layers=6 parallel.recompute=full train.batch_tokens=4096",
+    "bf16": "model.width=256 model.mlp_hidden=704 train.precision=bfloat16",
+    "adamw": "model.width=256 optim.name=adamw optim.adam_lr=none train.batch_tokens=2048",
+    "tied": "model.width=320 model.tied_embeddings=true model.context=128 train.batch_tokens=4096",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("case", UNSEEN)
+def test_peak_memory_within_5_percent_of_a_real_run(tiny_config, tmp_path, case):
+    overrides = UNSEEN[case].split()
+    settings = read_settings(Settings, tiny_config, overrides)
+    found = plan(settings, probing=True)["probe"]["peak_bytes"]
+    command = [sys.executable, "-c", REAL, "train", str(tiny_config), *overrides]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = 1024 * int(run.stdout.splitlines()[-1])
+    rows = (json.loads(line) for line in Path(tmp_path, "run/metrics.jsonl").open())
+    told = max(row["memory_bytes"] for row in rows if row["kind"] == "train")
+    assert told <= peak
+    assert found == pytest.approx(peak, rel=0.05)
