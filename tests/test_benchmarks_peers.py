@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from summerlm.core.config import read_settings, validate
 from summerlm.model.config import ModelConfig
@@ -260,12 +262,31 @@ def test_llama_trains_with_the_parameters_that_were_counted(parts):
 
 
 @pytest.mark.parametrize("side", ["ours", "nanogpt", "original", "llama"])
-def test_micro_batches_change_no_loss(parts, repos, side):
+def test_micro_batches_change_no_loss_and_no_gradient(parts, repos, side, monkeypatch):
     if side == "llama":
         pytest.importorskip("transformers")
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters, limit):
+        norms.append(clip(parameters, limit).item())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
     whole, cut = (losses(parts, side, repos / side, rows, steps=6)[1] for rows in (4, 1))
     assert cut == pytest.approx(whole, abs=2e-3)
     assert whole[-1] != whole[0]
+    assert norms[6:] == pytest.approx(norms[:6], rel=0.02)
+    assert len(norms) == (0 if side == "ours" else 12)
+
+
+def test_ours_makes_the_step_that_it_is_asked_for(parts, repos):
+    made, _ = losses(parts, "ours", repos, 1, steps=0)
+    trainer, (tokens, targets), passes = made._trainer, next(made._batches), []
+    model = trainer._layout.model
+    with torch.no_grad():
+        expected = F.cross_entropy(model.logits(model(tokens)).flatten(0, 1), targets.flatten())
+    model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    assert trainer.step(tokens, targets).item() == pytest.approx(expected.item(), abs=1e-4)
+    assert passes == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("peer", ["nanogpt", "original", "llama"])
