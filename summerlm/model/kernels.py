@@ -7,7 +7,8 @@ by `parallel.attention`; what each can do stands in `obstacle`.
     sdpa      torch's `scaled_dot_product_attention`, whichever kernel it picks: works everywhere
     flash     its flash attention: no score matrix; on CPUs without dropout
     cudnn     its cuDNN kernel: bf16 on NVIDIA GPUs
-    flash3    its flash attention, replaced by FlashAttention 3 (package flash_attn_3, Hopper)
+    flash3    its flash attention, replaced by FlashAttention 3 (package flash_attn_3, Hopper), which
+              `install` puts in for the whole process
     plain     products of matrices and a softmax, for a few queries at once: on CPUs two to three
               times as fast as flash attention (LOG.md), but it keeps the probabilities
 
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from summerlm.model.bias import CHANNELS, alibi_slopes
@@ -183,7 +185,24 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float
             return "flash3 needs a Hopper GPU"
         if find_spec("flash_attn_interface") is None:
             return "flash3 needs the package flash_attn_3 (module flash_attn_interface)"
+        if not hasattr(attention, "restore_flash_attention_impl"):
+            return f"flash3 needs a newer torch than {torch.__version__}"
     return None
+
+
+def install(kernel: str) -> None:
+    """Make torch's flash attention what a kernel's name says; every process calls this.
+
+    FlashAttention 3 takes the place of torch's own in all that runs afterwards, until another
+    kernel is installed.
+
+    Args:
+        kernel: One of `KERNELS`.
+    """
+    if kernel == "flash3":
+        attention.activate_flash_attention_impl("FA3")
+    elif attention.current_flash_attention_impl() is not None:
+        attention.restore_flash_attention_impl()
 
 
 def _only(kernel: str) -> AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ import torch
 
 from summerlm.core.errors import UsageError
 from summerlm.model.config import ModelConfig
-from summerlm.model.kernels import KERNELS, Memory, obstacle
+from summerlm.model.kernels import KERNELS, Memory, install, obstacle
 from summerlm.model.transformer import Positions
 
 PLAIN_CONTEXT = 2048  # of CPUs: longer rows keep too much, T^2 / 2 probabilities a head
@@ -63,15 +63,23 @@ def measure_kernels(
         rows: Rows of a whole context.
 
     Returns:
-        Median seconds of a layer's attention by kernel; those with an obstacle are left out, and
-        on GPUs "plain", which keeps too much.
+        Median seconds of a layer's attention by kernel; those with an obstacle are left out, those
+        that torch refuses for this shape, and on GPUs "plain", which keeps too much.
     """
-    names = [name for name in KERNELS if obstacle(name, device, dtype, config.dropout) is None]
-    return {
-        name: _seconds(name, config, device, dtype, rows)
-        for name in names
-        if device.type == "cpu" or name != "plain"
-    }
+    seconds = {}
+    for name in KERNELS:
+        if name == "plain" and device.type != "cpu":
+            continue
+        if obstacle(name, device, dtype, config.dropout) is not None:
+            continue
+        try:
+            install(name)
+            seconds[name] = _seconds(name, config, device, dtype, rows)
+        except RuntimeError as error:
+            # cuDNN and flash attention take some sizes of heads on some GPUs alone
+            if name == "sdpa" or isinstance(error, torch.OutOfMemoryError):
+                raise
+    return seconds
 
 
 def _seconds(

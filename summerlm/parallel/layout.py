@@ -27,6 +27,7 @@ from summerlm.core.parts import Part
 from summerlm.core.ranks import Ranks
 from summerlm.model.config import ModelConfig
 from summerlm.model.init import fill
+from summerlm.model.kernels import install
 from summerlm.model.transformer import Transformer
 from summerlm.parallel.attention import choose_kernel
 from summerlm.parallel.compile import compile_blocks
@@ -190,6 +191,7 @@ def lay_out(
     model.positions.kernel = ranks.lead(
         lambda: choose_kernel(parallel.attention, config, device, dtype)
     )
+    install(model.positions.kernel)
     if parallel.float8:
         convert_blocks(model.blocks)
     if parallel.recompute is not None:

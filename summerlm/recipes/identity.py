@@ -61,7 +61,8 @@ def keep_kernel(
 ) -> ParallelConfig:
     """Let a run that goes on attend as it began, where its settings leave the choice.
 
-    Two starts may measure kernels differently, and another kernel rounds differently.
+    Two starts may measure kernels differently, and another kernel rounds differently. On a device
+    of another kind the choice is made anew: what is fastest on CPUs keeps too much on GPUs.
 
     Args:
         settings: The run's settings.
@@ -75,7 +76,10 @@ def keep_kernel(
     parallel, manifest = settings.parallel, folder.path / "manifest.json"
     if parallel.attention != "auto" or not manifest.exists():
         return parallel
-    kernel = read_json(manifest).get("attention", "auto")
+    began = read_json(manifest)
+    kernel = began.get("attention", "auto")
+    if not str(began["hardware"]["device"]).startswith(device.type):
+        return parallel
     dtype = dtype or torch.float32
     if kernel not in KERNELS or obstacle(kernel, device, dtype, settings.model.dropout):
         return parallel

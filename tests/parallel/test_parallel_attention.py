@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.attention
 from tiny import TINY
 
 from summerlm.core.config import read_settings
@@ -11,7 +12,7 @@ from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder
 from summerlm.core.ranks import ALONE
 from summerlm.model.config import ModelConfig
-from summerlm.model.kernels import Channelled, Masked
+from summerlm.model.kernels import Channelled, Masked, install
 from summerlm.parallel import attention
 from summerlm.parallel.attention import choose_kernel, measure_kernels
 from summerlm.parallel.config import ParallelConfig
@@ -46,6 +47,42 @@ def test_all_kernels_that_can_are_measured(changes):
     assert all(seconds > 0 for seconds in times.values())
 
 
+def test_a_kernel_that_torch_refuses_for_a_shape_is_left_out(monkeypatch):
+    def seconds(name, *_):
+        if name == "flash":
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return 1.0
+
+    monkeypatch.setattr(attention, "_seconds", seconds)
+    assert set(measure_kernels(config(), CPU, torch.bfloat16)) == {"sdpa", "plain"}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("broken")])
+def test_what_no_kernel_can_help_is_raised(monkeypatch, error):
+    def seconds(name, *_):
+        if name == "flash" and not isinstance(error, torch.OutOfMemoryError):
+            return 1.0
+        raise error
+
+    monkeypatch.setattr(attention, "_seconds", seconds)
+    with pytest.raises(type(error)):
+        measure_kernels(config(), CPU, torch.bfloat16)
+
+
+def test_flash_attention_3_is_put_in_and_taken_out(monkeypatch):
+    now = []
+    names = ("activate_flash_attention_impl", "restore_flash_attention_impl")
+    for name, act in zip(names, (now.append, now.clear), strict=True):
+        monkeypatch.setattr(torch.nn.attention, name, act)
+    monkeypatch.setattr(
+        torch.nn.attention, "current_flash_attention_impl", lambda: now[0] if now else None
+    )
+    install("flash3")
+    assert now == ["FA3"]
+    lay_out(config(), ParallelConfig(), ALONE, seed=0, device=CPU, dtype=None)
+    assert now == []
+
+
 @pytest.mark.parametrize(
     ("wish", "device", "dtype", "dropout", "words"),
     [
@@ -78,9 +115,16 @@ def test_a_run_that_goes_on_keeps_its_kernel(tmp_path):
     )
     folder = RunFolder(tmp_path)
     assert keep_kernel(settings, folder, CPU, None).attention == "auto"
-    for recorded, kept in [("sdpa", "sdpa"), ("cudnn", "auto"), ("gone", "auto")]:
-        (tmp_path / "manifest.json").write_text(json.dumps({"attention": recorded}))
+    for recorded, began_on, kept in [
+        ("sdpa", "cpu", "sdpa"),
+        ("sdpa", "cuda:0", "auto"),  # another kind of device: chosen anew
+        ("cudnn", "cpu", "auto"),
+        ("gone", "cpu", "auto"),
+    ]:
+        manifest = {"attention": recorded, "hardware": {"device": began_on}}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         assert keep_kernel(settings, folder, CPU, None).attention == kept
-    (tmp_path / "manifest.json").write_text(json.dumps({"attention": "sdpa"}))
+    manifest = {"attention": "sdpa", "hardware": {"device": "cpu"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     own = settings.model_copy(update={"parallel": ParallelConfig(attention="plain")})
     assert keep_kernel(own, folder, CPU, None).attention == "plain"
