@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import run_ranks
 from rich.console import Console
 
 from summerlm.core.config import read_settings

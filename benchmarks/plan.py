@@ -1,0 +1,147 @@
+"""Is `summerlm plan --probe` right? Its step time and peak memory against real runs.
+
+For each of eight configurations, none of which was used to find a constant: the probe, a real run
+of the same settings in a process of its own, and the probe again (A-B-A, so that a machine that
+grows slower shows); the median of the run's steps but the first two, and its process's peak.
+
+    python benchmarks/plan.py --json benchmarks/results/plan.json
+    python benchmarks/plan.py --steps 4 --cases wide      # a try
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import circumstances
+
+from summerlm.core.config import read_settings
+from summerlm.core.files import write_json
+from summerlm.core.record import read_rows
+from summerlm.recipes.planning import plan
+from summerlm.recipes.room import Terms
+from summerlm.recipes.settings import Settings
+from summerlm.tokenizer.learn import learn_bpe
+
+CONFIG = """
+[model]
+vocabulary = 4096
+width = 256
+layers = 4
+heads = 8
+kv_heads = 4
+head_dim = 32
+mlp_hidden = 704
+context = 256
+
+[optim]
+name = "muon"
+peak_lr = 0.01
+
+[data]
+lanes = 4
+workers = 1
+
+[data.sources.library]
+python_stdlib = true
+weight = 1
+licence = "PSF-2.0"
+
+[train]
+batch_tokens = 4096
+
+[validation]
+characters_per_source = 0
+
+[tokenizer]
+name = "{tokenizer}"
+"""
+CASES = {
+    "base": "",
+    "wide": "model.width=512 model.mlp_hidden=1408 model.head_dim=64",
+    "deep": "model.layers=10 model.width=192 model.mlp_hidden=512",
+    "long": "model.context=1024 train.batch_tokens=8192",
+    "micro": "parallel.micro_batch_rows=2",
+    "many": "parallel.micro_batch_rows=4 train.batch_tokens=16384",
+    "recomputed": "parallel.recompute=full train.batch_tokens=8192",
+    "adamw": "optim.name=adamw train.precision=float32",
+}
+REAL = """
+import sys
+from summerlm.cli import main
+try:
+    main()
+finally:
+    lines = open("/proc/self/status").read().splitlines()
+    print(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def run_really(config: Path, overrides: list[str], folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-c", REAL, "train", str(config), *overrides, f"run.folder={folder}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
+    ends = [row["elapsed_s"] for row in rows]
+    seconds = [after - before for before, after in itertools.pairwise(ends[1:])]
+    return {
+        "step_seconds": statistics.median(seconds),
+        "peak_bytes": 1024 * int(done.stdout.splitlines()[-1]),
+    }
+
+
+def compare(config: Path, case: str, steps: int, folder: Path) -> dict[str, Any]:
+    settings = read_settings(Settings, config, CASES[case].split())
+    overrides = [*CASES[case].split(), f"train.budget_tokens={steps * settings.train.batch_tokens}"]
+    settings = read_settings(Settings, config, overrides)
+    probes, real = [], {}
+    for turn in range(2):
+        probes.append(plan(settings, Terms(), probing=True)["probe"])
+        if turn == 0:
+            real = run_really(config, overrides, folder / case)
+    predicted = {
+        "step_seconds": statistics.mean(probe["step_seconds"] for probe in probes),
+        "peak_bytes": probes[0]["peak_bytes"],
+    }
+    return {
+        "settings": overrides,
+        "predicted": predicted,
+        "real": real,
+        "time_error": predicted["step_seconds"] / real["step_seconds"] - 1,
+        "memory_error": predicted["peak_bytes"] / real["peak_bytes"] - 1,
+        "drift": probes[1]["step_seconds"] / probes[0]["step_seconds"] - 1,
+        "probes": probes,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--steps", type=int, default=24, help="of each real run")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    args = parser.parse_args()
+    report: dict[str, Any] = {**circumstances(), "cases": {}}
+    with tempfile.TemporaryDirectory(prefix="summerlm-plan-") as name:
+        folder = Path(name)
+        library = sorted(Path(statistics.__file__).parent.glob("*.py"))
+        learn_bpe((path.read_text(errors="ignore") for path in library), 4096).save(folder / "tok")
+        config = folder / "plan.toml"
+        config.write_text(CONFIG.format(tokenizer=folder / "tok"))
+        for case in args.cases:
+            report["cases"][case] = found = compare(config, case, args.steps, folder)
+            print(
+                f"{case:<12} time {found['time_error']:+.1%} (drift {found['drift']:+.1%})  "
+                f"memory {found['memory_error']:+.1%}",
+                flush=True,
+            )
+            if args.json:  # as it goes, for a run that is cut short
+                write_json(args.json, report)
+    print(json.dumps({case: round(f["time_error"], 4) for case, f in report["cases"].items()}))
+
+
+if __name__ == "__main__":
+    main()
