@@ -7,8 +7,8 @@ by `parallel.attention`; what each can do stands in `obstacle`.
     sdpa      torch's `scaled_dot_product_attention`, whichever kernel it picks: works everywhere
     flash     its flash attention: no score matrix; on CPUs without dropout
     cudnn     its cuDNN kernel: bf16 on NVIDIA GPUs
-    flash3    its flash attention, replaced by FlashAttention 3 (package flash_attn_3, Hopper), which
-              `install` puts in for the whole process
+    flash3    its flash attention, replaced by FlashAttention 3 (package flash_attn_3, Hopper), as
+              `install` does for the whole process
     plain     products of matrices and a softmax, for a few queries at once: on CPUs two to three
               times as fast as flash attention (LOG.md), but it keeps the probabilities
 

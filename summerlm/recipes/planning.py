@@ -15,6 +15,7 @@ from typing import Any
 
 from summerlm.core.errors import UsageError
 from summerlm.core.hardware import describe, pick_device
+from summerlm.parallel.float8 import check_float8
 from summerlm.plan.cost import SAVE_BYTES_PER_S, Devices, lost_share, save_interval_s
 from summerlm.plan.count import (
     flops_per_token,
@@ -27,6 +28,7 @@ from summerlm.recipes.opening import open_tokenizer
 from summerlm.recipes.probing import Probed, probe
 from summerlm.recipes.room import Room, Terms
 from summerlm.recipes.settings import Settings, derive
+from summerlm.train.config import compute_dtype
 
 
 def plan(
@@ -58,7 +60,9 @@ def plan(
     rows = min(settings.parallel.micro_batch_rows or room.own, room.own)
     if settings.parallel.memory == "auto" and fits is not None:
         rows = fits["micro_batch_rows"] or 1
-    memory = room.footprint(rows)
+        memory = room.footprint(rows, fits["recompute"])
+    else:
+        memory = room.footprint(rows)
     probed = probe_here(settings, terms, room, rows) if probing else None
     devices = devices_of(terms, probed)
     flops = derived.tokens * flops_per_token(model)
@@ -83,6 +87,10 @@ def plan(
     facts["checkpoint"] = plan_saves(settings, terms, room.checkpoint_bytes, days)
     facts["data"] = plan_data(settings, terms.bytes_per_token)
     facts["notes"] = list(notes(settings, terms, memory, room.limit))
+    if probed is not None and settings.parallel.shard_ranks != 1:
+        facts["notes"].append(
+            "the probe is one process with a whole model: its peak is without parallel.shard_ranks"
+        )
     return facts
 
 
@@ -116,7 +124,7 @@ def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probe
         What a step takes.
 
     Raises:
-        UsageError: If other hardware is named than is here.
+        UsageError: If other hardware is named than is here, or a setting asks for what isn't.
     """
     row = terms.find()
     if row is not None:
@@ -127,6 +135,11 @@ def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probe
                 "leave --hardware out, or --probe"
             )
     open_tokenizer(settings)  # a mistake is told before a process is started
+    if settings.parallel.float8:
+        device = pick_device(settings.run.device)
+        check_float8(settings.model, device, compute_dtype(settings.train, device))
+    alone = settings.parallel.model_copy(update={"shard_ranks": 1})
+    settings = settings.model_copy(update={"parallel": alone})
     return probe(settings, rows, lambda size: room.footprint(size).total)
 
 

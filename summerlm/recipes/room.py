@@ -71,6 +71,9 @@ class Room:
         settings: The run's settings.
         terms: What it is planned for.
 
+    Raises:
+        UsageError: If `parallel.shard_ranks` doesn't divide the devices.
+
     Attributes:
         own: Rows of a step on one device.
         limit: Bytes that tensors may use; None where no hardware is named.
@@ -88,8 +91,7 @@ class Room:
             device = torch.device("cuda" if self.gpu else "cpu")
             self._dtype = compute_dtype(settings.train, device)
         self._world = 1 if row is None else terms.count
-        shards = settings.parallel.shard_ranks
-        self._shards = self._world if shards == "all" else math.gcd(shards, self._world)
+        self._shards = 1 if row is None else settings.parallel.shards(self._world)
         self.own = max(1, derive(settings).rows // self._world)
         self.checkpoint_bytes = 0
         self.limit = None if row is None else int(row.memory_bytes * USABLE)

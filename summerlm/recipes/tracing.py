@@ -76,7 +76,7 @@ def _traceable(settings: Settings, dtype: torch.dtype | None, gpu: bool) -> Sett
         # the CPU's flash kernel keeps what the GPUs' fused kernels keep: queries, keys, values,
         # averages and a logarithm a row; dropped probabilities are drawn anew, never kept
         kernel = "plain" if kernel == "plain" else "flash"
-    elif kernel == "auto":
+    else:
         kernel = choose_kernel(kernel, model, CPU, dtype)
     recompute = parallel.recompute or ("selective" if parallel.compile else None)
     changes = {"attention": kernel, "recompute": recompute}

@@ -9,9 +9,11 @@ from summerlm.checkpoint.load import newest_good
 from summerlm.core.config import read_settings
 from summerlm.core.errors import UsageError
 from summerlm.plan.count import flops_per_token, flops_per_token_full, parameters
+from summerlm.recipes import planning
 from summerlm.recipes.budgeting import fit_budget
 from summerlm.recipes.planning import plan
 from summerlm.recipes.pretrain import pretrain
+from summerlm.recipes.probing import Probed
 from summerlm.recipes.room import Room, Terms, largest
 from summerlm.recipes.settings import Settings
 
@@ -175,6 +177,9 @@ def test_toml_is_the_overrides(tmp_path):
         (["--fit", "days=1", "--probe"], "take one"),
         (["--probe", "--hardware", "h200", "run.device=cpu"], "leave --hardware out"),
         (["--probe", "tokenizer.name=gone"], "gone"),
+        (["--probe", "parallel.float8=true", "run.device=cpu"], "parallel.float8 = true"),
+        (["parallel.attention=cudnn", "run.device=cpu"], "needs an NVIDIA GPU"),
+        (["--hardware", "h200", "--count", "8", "parallel.shard_ranks=3"], "must divide"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -183,6 +188,39 @@ def test_mistakes(command, tiny_config, args, words):  # noqa: F811
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_auto_is_planned_with_the_recomputation_that_it_needs():
+    """At 4.58B a row fits an H100 beside replicated weights with everything recomputed alone."""
+    settings = read_settings(
+        Settings,
+        ROOT / "configs/summer-4b.toml",
+        [
+            "parallel.shard_ranks=1",
+            "parallel.micro_batch_rows=none",
+            "parallel.recompute=none",
+            "parallel.memory=auto",
+        ],
+    )
+    facts = plan(settings, Terms("h100", count=8))
+    assert facts["fits"]["recompute"] == "full"
+    assert 0 < facts["memory"]["share_of_limit"] <= 1
+    assert not any("a step needs" in note for note in facts["notes"])
+
+
+def test_a_probe_of_a_sharded_run_says_that_it_is_of_one_process(tiny_settings, monkeypatch):
+    tried = []
+
+    def findings(settings, *_):
+        tried.append(settings.parallel.shard_ranks)
+        return Probed(1.0, 100, 10, 256, (8,), 1e9)
+
+    monkeypatch.setattr(planning, "probe", findings)
+    sharded = tiny_settings.parallel.model_copy(update={"shard_ranks": 2})
+    facts = plan(tiny_settings.model_copy(update={"parallel": sharded}), probing=True)
+    assert tried == [1]
+    assert "one process with a whole model" in facts["notes"][-1]
+    assert "one process" not in " ".join(plan(tiny_settings, probing=True)["notes"])
 
 
 def test_notes_say_what_would_go_wrong(tiny_settings):
