@@ -161,7 +161,7 @@ class Trial:
         if self.predict(1, own, recompute) > limit:
             return 0
         if self._device.type == "cuda":
-            self._factor[recompute] = self._measure(own, recompute)
+            self._factor[recompute] = self._measure(own, recompute, limit)
         return largest(own, limit, lambda rows: self.predict(rows, own, recompute))
 
     def predict(self, rows: int, own: int, recompute: str | None) -> int:
@@ -176,10 +176,15 @@ class Trial:
         # a CPU's memory holds the copy for a checkpoint, too
         return total if gpu else total + memory.weights + memory.optimizer
 
-    def _measure(self, own: int, recompute: str | None) -> float:
-        """Compare the allocator's peak with the prediction, at one row and two; all ranks agree."""
+    def _measure(self, own: int, recompute: str | None, limit: int) -> float:
+        """Compare the allocator's peak with the prediction, at one row and two; all ranks agree.
+
+        Two are left out where they are predicted not to fit.
+        """
         factors = []
         for rows in {1, min(2, own)}:
+            if rows > 1 and self.predict(rows, 2 * rows, recompute) > limit:
+                continue
             torch.cuda.reset_peak_memory_stats(self._device)
             self._steps(rows, 2, recompute)
             factors.append(peak_memory(self._device) / self.predict(rows, 2 * rows, recompute))

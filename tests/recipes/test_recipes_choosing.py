@@ -88,11 +88,22 @@ def test_a_gpu_takes_the_most_that_fit_after_a_correction(tiny_settings, monkeyp
         return int(10 * size * trial._factor.get(what, 1.0))
 
     monkeypatch.setattr(trial, "predict", predict)
-    monkeypatch.setattr(trial, "_measure", lambda own, what: 1.5)
+    monkeypatch.setattr(trial, "_measure", lambda own, what, limit: 1.5)
     assert trial.largest(12, None, 60) == 4
     trial._factor.clear()
-    monkeypatch.setattr(trial, "_measure", lambda own, what: 1.0)
+    monkeypatch.setattr(trial, "_measure", lambda own, what, limit: 1.0)
     assert trial.largest(12, None, 60) == 6
+
+
+@pytest.mark.parametrize(("limit", "made"), [(10, [1]), (19, [1]), (20, [1, 2])], ids=str)
+def test_a_gpu_does_not_try_what_is_predicted_not_to_fit(tiny_settings, monkeypatch, limit, made):
+    trial, tried = Trial(auto(tiny_settings), ALONE, SimpleNamespace(type="cuda"), None), []
+    monkeypatch.setattr(trial, "predict", lambda rows, own, what: 10 * rows)
+    monkeypatch.setattr(trial, "_steps", lambda rows, *_: tried.append(rows))
+    monkeypatch.setattr(choosing, "peak_memory", lambda _: 10)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    assert trial.largest(12, None, limit) == limit // 10
+    assert tried == made
 
 
 def rows_of(folder):
