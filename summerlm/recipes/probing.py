@@ -33,6 +33,7 @@ from summerlm.recipes.opening import open_tokenizer
 from summerlm.recipes.rehearsing import make_stepper, make_up, time_step
 from summerlm.recipes.settings import Settings, derive
 from summerlm.train.config import compute_dtype
+from summerlm.train.probe import attention_logit_max
 
 # of the child, where memory didn't last: its own word, and the kernel's, which kills it
 OUT_OF_MEMORY = (DeviceMemoryError.exit_code, -signal.SIGKILL)
@@ -152,7 +153,7 @@ def _must(settings: Settings, rows: int, kinds: Sequence[int]) -> Findings:
 
 
 def rehearse(settings: Settings, rows: int, micro_batches: Sequence[int], steps: int) -> Findings:
-    """Make steps here, and a copy for a checkpoint between them, as a run does.
+    """Make steps here, with what a run does between them: a copy for a checkpoint, a look.
 
     Args:
         settings: The run's settings.
@@ -167,11 +168,12 @@ def rehearse(settings: Settings, rows: int, micro_batches: Sequence[int], steps:
     tokenizer = open_tokenizer(settings)  # held: a run has it in memory, too
     base = 0 if device.type == "cuda" else peak_memory(device)
     parallel = settings.parallel.model_copy(update={"micro_batch_rows": rows})
+    dtype = compute_dtype(settings.train, device)
     stepper = make_stepper(
         settings.model_copy(update={"parallel": parallel}),
         ALONE,
         device,
-        compute_dtype(settings.train, device),
+        dtype,
     )
     tables = {"model": stepper.layout.parts, "optimizer": stepper.optimizer.parts()}
     snapshot = Snapshot(tables, plan_pieces(tables, ALONE), rank=0)
@@ -183,9 +185,11 @@ def rehearse(settings: Settings, rows: int, micro_batches: Sequence[int], steps:
         took = time_step(stepper, batches[kind], number + 1)
         if number >= len(batches):
             seconds[kind].append(took)
-        if number == len(batches):
+        if number == len(batches):  # what a run does beside its steps
             snapshot.take()
             snapshot.wait()
+            batch = batches[kind]
+            attention_logit_max(stepper.layout.model, batch.tokens[:1], batch.documents[:1], dtype)
     del tokenizer
     return Findings(seconds, peak_memory(device), base)
 
