@@ -88,6 +88,7 @@ def bench(
 
 def _changes(settings: Settings, folder: Path) -> list[str]:
     """List the settings without which a run is measured: nothing that hangs on steps."""
+    limited = [name for name, source in settings.data.sources.items() if source.max_epochs]
     budget = max(settings.train.budget_tokens, NEEDED * settings.train.batch_tokens)
     return [
         f"run.folder={folder}",
@@ -98,6 +99,7 @@ def _changes(settings: Settings, folder: Path) -> list[str]:
         "train.on_spike=none",
         "train.max_skipped_steps=1000000",
         f"train.budget_tokens={budget}",
+        *(f"data.sources.{name}.max_epochs=none" for name in limited),
     ]
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from ranks import run_ranks
@@ -171,3 +172,11 @@ def test_ranks_measure_together(tiny_config, tmp_path):
     assert found.keys() >= set(benching.PARTS)
     assert found["checkpoint"]["bytes"] > 100_000
     assert not list(tmp_path.glob("bench-*"))
+
+
+def test_a_source_that_may_be_read_once_is_read_as_often_as_it_takes(tiny_config):
+    once = ["data.sources.text.max_epochs=1"]
+    changes = benching._changes(read_settings(Settings, tiny_config, once), Path("folder"))
+    changed = read_settings(Settings, tiny_config, [*once, *changes])
+    assert changed.data.sources["text"].max_epochs is None
+    assert changed.train.budget_tokens == benching_parts.NEEDED * changed.train.batch_tokens
