@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from summerlm.core.runtime import PR_SET_PDEATHSIG
 
@@ -61,20 +61,24 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._node, self._offset = 0, 0
+        # held open: else its number could be given to the file that takes its place
+        self._file: BinaryIO | None = None
+        self._offset = 0
         self._known: Counter[bytes] = Counter()  # lines of the file as it is now
         self.read()  # what earlier starts wrote is no news
 
     def read(self) -> list[Row]:
         """Give the rows that are new; what is being written stays for later."""
         try:
-            with self._path.open("rb") as file:
-                cut = os.fstat(file.fileno()).st_ino != self._node
-                self._node = os.fstat(file.fileno()).st_ino
-                file.seek(0 if cut else self._offset)
-                text = file.read()
+            file = self._path.open("rb")
         except FileNotFoundError:
             return []
+        cut = self._file is None or not os.path.sameopenfile(file.fileno(), self._file.fileno())
+        if self._file is not None:
+            self._file.close()
+        self._file = file
+        file.seek(0 if cut else self._offset)
+        text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._offset = len(whole) + (0 if cut else self._offset)
         lines = Counter(whole.splitlines())

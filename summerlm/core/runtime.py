@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from summerlm.core.failing import INTERRUPTED
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LAUNCHER = "SUMMERLM_LAUNCHER"  # set for the ranks that `recipes.launching` starts: its process
+ANSWER_S = 10.0  # that a launcher's store may take
 REQUEUE = 75  # exit code after SIGUSR1, by which schedulers know to run the job again
 
 
@@ -52,6 +54,16 @@ def die_with_launcher() -> None:
     launcher = os.environ.get(LAUNCHER)  # torchrun doesn't say its number, `launch` does
     if launcher is not None and os.getppid() != int(launcher):
         raise SystemExit(1)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # a store of its own that torchrun opens before it starts ranks: if it is shut, who
+        # would end this process? It died before the kernel was told to watch it
+        place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        try:
+            socket.create_connection(place, timeout=ANSWER_S).close()
+        except ConnectionRefusedError:
+            raise SystemExit(1) from None
+        except OSError:
+            pass  # far or slow: those who meet there will say so
 
 
 def end_process(code: int) -> None:

@@ -2,8 +2,10 @@ import os
 import pickle
 import re
 import signal
+import socket
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from jobs import Job
 from summerlm.core import liveness
 from summerlm.core.errors import PeerLostError, SourceDownError, UsageError
 from summerlm.core.roster import meet, process_state
+from summerlm.core.runtime import die_with_launcher
 from summerlm.core.signs import Sign, blame
 
 pytestmark = pytest.mark.ranks
@@ -336,3 +339,24 @@ def test_nobody_is_to_blame_who_has_time():
     assert blame({0: ahead, 1: late}, {"data": 10}, 8) == []
     assert blame({0: ahead, 1: late}, {"data": None}, 8) == []
     assert blame({0: ahead, 1: late}, {"data": 5}, 8) == [1]
+
+
+def test_a_rank_whose_torchrun_died_before_it_was_watched_leaves(monkeypatch):
+    """As the kernel can't tell, a store that is shut does; one that is open is a launcher's."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+    }
+    # the kernel is to watch no parent of a test
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(prctl=lambda *_: 0))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    die_with_launcher()
+    with socket.socket() as shut:
+        shut.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        monkeypatch.setenv("MASTER_PORT", str(shut.getsockname()[1]))
+        with pytest.raises(SystemExit):
+            die_with_launcher()
