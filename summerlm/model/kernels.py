@@ -185,7 +185,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float
             return "flash3 needs a Hopper GPU"
         if find_spec("flash_attn_interface") is None:
             return "flash3 needs the package flash_attn_3 (module flash_attn_interface)"
-        if not hasattr(attention, "restore_flash_attention_impl"):
+        if not hasattr(attention, "current_flash_attention_impl"):
             return f"flash3 needs a newer torch than {torch.__version__}"
     return None
 
@@ -199,6 +199,8 @@ def install(kernel: str) -> None:
     Args:
         kernel: One of `KERNELS`.
     """
+    if not hasattr(attention, "current_flash_attention_impl"):
+        return  # a torch that has none but its own; `obstacle` refuses flash3 there
     if kernel == "flash3":
         attention.activate_flash_attention_impl("FA3")
     elif attention.current_flash_attention_impl() is not None:

@@ -44,6 +44,13 @@ def choose_kernel(
     if wish != "auto":
         if (why := obstacle(wish, device, numbers, config.dropout)) is not None:
             raise UsageError(f"parallel.attention = {wish!r}: {why}")
+        if device.type == "cuda" and wish not in measure_kernels(
+            config, device, numbers, only=wish
+        ):
+            raise UsageError(
+                f"parallel.attention = {wish!r}: torch has no such kernel here for heads of "
+                f"{config.head_dim} channels and 8 more for biases; 'auto' finds one"
+            )
         return wish
     if device.type == "cpu":
         return "plain" if config.context <= PLAIN_CONTEXT else "sdpa"
@@ -52,7 +59,12 @@ def choose_kernel(
 
 
 def measure_kernels(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int = 1
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int = 1,
+    *,
+    only: str | None = None,
 ) -> dict[str, float]:
     """Time every kernel that can train a model here, forward and backward.
 
@@ -61,14 +73,15 @@ def measure_kernels(
         device: Where to measure.
         dtype: Dtype of queries, keys and values.
         rows: Rows of a whole context.
+        only: The one kernel to time; None for all.
 
     Returns:
         Median seconds of a layer's attention by kernel; those with an obstacle are left out, those
-        that torch refuses for this shape, and on GPUs "plain", which keeps too much.
+        that torch refuses for this shape, and, of all on GPUs, "plain", which keeps too much.
     """
     seconds = {}
-    for name in KERNELS:
-        if name == "plain" and device.type != "cpu":
+    for name in KERNELS if only is None else (only,):
+        if only is None and name == "plain" and device.type != "cpu":
             continue
         if obstacle(name, device, dtype, config.dropout) is not None:
             continue

@@ -161,7 +161,14 @@ class Trial:
         if self.predict(1, own, recompute) > limit:
             return 0
         if self._device.type == "cuda":
-            self._factor[recompute] = self._measure(own, recompute, limit)
+            try:
+                self._factor[recompute] = self._measure(own, recompute, limit)
+            except torch.OutOfMemoryError:
+                if self._ranks.world > 1:
+                    raise  # the others wait for this rank in the middle of a step
+                gc.collect()
+                torch.cuda.empty_cache()
+                return 0
         return largest(own, limit, lambda rows: self.predict(rows, own, recompute))
 
     def predict(self, rows: int, own: int, recompute: str | None) -> int:
@@ -239,7 +246,8 @@ def _circumstances(settings: Settings, ranks: Ranks, device: torch.device) -> di
         "device": about.get("accelerator", device.type),
         "ranks": ranks.world,
         "shard_ranks": settings.parallel.shards(ranks.world),
-        "compile": settings.parallel.compile,
+        "rows": derive(settings).rows,
+        **{name: getattr(settings.parallel, name) for name in ("attention", "compile", "float8")},
     }
 
 

@@ -13,7 +13,7 @@ from summerlm.core.figures import commit
 from summerlm.core.files import RunFolder, read_json, write_atomically
 from summerlm.core.hardware import describe
 from summerlm.model.kernels import KERNELS, obstacle
-from summerlm.parallel.config import ParallelConfig
+from summerlm.parallel.attention import choose_kernel
 from summerlm.recipes.data.locking import Sources
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -56,10 +56,10 @@ def write_identity(
     write_atomically(folder.settings, dump_toml(settings).encode())
 
 
-def keep_kernel(
+def settle_kernel(
     settings: Settings, folder: RunFolder, device: torch.device, dtype: torch.dtype | None
-) -> ParallelConfig:
-    """Let a run that goes on attend as it began, where its settings leave the choice.
+) -> Settings:
+    """Put an attention kernel in place of "auto": for a run that goes on, that it began with.
 
     Two starts may measure kernels differently, and another kernel rounds differently. On a device
     of another kind the choice is made anew: what is fastest on CPUs keeps too much on GPUs.
@@ -71,19 +71,21 @@ def keep_kernel(
         dtype: Autocast's dtype, or None for float32.
 
     Returns:
-        How the run is executed: with the manifest's kernel, if that one can still be had.
+        The settings, with the manifest's kernel, if that one can still be had, or a new choice.
+
+    Raises:
+        UsageError: If the kernel that is asked for can't train this model here.
     """
-    parallel, manifest = settings.parallel, folder.path / "manifest.json"
-    if parallel.attention != "auto" or not manifest.exists():
-        return parallel
-    began = read_json(manifest)
-    kernel = began.get("attention", "auto")
-    if not str(began["hardware"]["device"]).startswith(device.type):
-        return parallel
-    dtype = dtype or torch.float32
-    if kernel not in KERNELS or obstacle(kernel, device, dtype, settings.model.dropout):
-        return parallel
-    return parallel.model_copy(update={"attention": kernel})
+    wish, manifest = settings.parallel.attention, folder.path / "manifest.json"
+    if wish == "auto" and manifest.exists():
+        began = read_json(manifest)
+        kernel, numbers = began.get("attention"), dtype or torch.float32
+        same = str(began["hardware"]["device"]).startswith(device.type)
+        if same and kernel in KERNELS:
+            wish = "auto" if obstacle(kernel, device, numbers, settings.model.dropout) else kernel
+    kernel = choose_kernel(wish, settings.model, device, dtype)
+    parallel = settings.parallel.model_copy(update={"attention": kernel})
+    return settings.model_copy(update={"parallel": parallel})
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Flow: `pretrain` asks `is_finished`, takes the folder, and calls `open_run` on every rank, which
     1. opens tokenizer and sources and holds both against what the run began with;
     2. goes back to the stable phase where the budget has grown;
-    3. settles what `parallel.memory` leaves open;
+    3. settles what `parallel.attention` and `parallel.memory` leave open;
     4. lays out model and optimizer and fills them from the newest good checkpoint;
     5. writes down what the run is made of.
 What changes the folder is done by the leading rank, and what it finds holds for all.
@@ -31,7 +31,7 @@ from summerlm.parallel.layout import Layout, lay_out
 from summerlm.recipes.choosing import settle_memory
 from summerlm.recipes.data.forecast import check_epochs
 from summerlm.recipes.data.locking import Sources, open_run_data
-from summerlm.recipes.identity import keep_kernel, write_identity
+from summerlm.recipes.identity import settle_kernel, write_identity
 from summerlm.recipes.settings import Settings, check_changes, derive
 from summerlm.tokenizer.registry import load_tokenizer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -165,11 +165,12 @@ def open_run(
     store = Store(folder.checkpoints, warn)
     resumed = ranks.lead(lambda: prepare_store(settings, folder, store, tokenizer))
     asked = settings
+    settings = ranks.lead(lambda: settle_kernel(asked, folder, device, dtype))
     settings, chosen = settle_memory(settings, folder, ranks, device, dtype)
 
     layout = lay_out(
         settings.model,
-        ranks.lead(lambda: keep_kernel(settings, folder, device, dtype)),
+        settings.parallel,
         ranks,
         seed=settings.run.seed,
         device=device,
@@ -194,7 +195,7 @@ def open_run(
         chosen=chosen,
     )
     found = resume(store, run.tables, ranks)
-    kernel = layout.model.positions.kernel
+    kernel = settings.parallel.attention
     ranks.lead(lambda: write_identity(asked, folder, tokenizer, sources, device, kernel))
     return run if found is None else replace(run, state=found[1])
 

@@ -209,7 +209,8 @@ def in_child(
         What they took; None where memory didn't last.
 
     Raises:
-        RuntimeError: If the process failed otherwise; its own words stand on stderr.
+        SystemExit: If the process met what a user can mend; its own words stand on stderr.
+        RuntimeError: If it failed otherwise.
     """
     task = {
         "settings": settings.model_dump(mode="json"),
@@ -221,6 +222,8 @@ def in_child(
     child = subprocess.run(command, input=json.dumps(task), stdout=subprocess.PIPE, text=True)
     if child.returncode in OUT_OF_MEMORY:
         return None
+    if child.returncode > 1:
+        raise SystemExit(child.returncode)
     if child.returncode:
         raise RuntimeError(f"the rehearsal ended with exit code {child.returncode}")
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])

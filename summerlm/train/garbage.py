@@ -14,6 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 STEPS = 100  # between two collections
+_open: list[bool] = []  # of each generator that runs: whether collection was automatic before
 
 
 def collects_between(steps: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
@@ -40,13 +41,16 @@ def collects_between(steps: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]
 @contextmanager
 def _by_hand() -> Iterator[None]:
     """Switch automatic collection off; what lives by now is never looked at meanwhile."""
-    automatic = gc.isenabled()
+    # one that a traceback holds may end after the next has begun: the last to end restores
+    _open.append(gc.isenabled() or any(_open))
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
-        if automatic:
-            gc.enable()
+        automatic = _open.pop()
+        if not _open:
+            gc.unfreeze()
+            if automatic:
+                gc.enable()

@@ -17,7 +17,7 @@ from summerlm.parallel import attention
 from summerlm.parallel.attention import choose_kernel, measure_kernels
 from summerlm.parallel.config import ParallelConfig
 from summerlm.parallel.layout import lay_out
-from summerlm.recipes.identity import keep_kernel
+from summerlm.recipes.identity import settle_kernel
 from summerlm.recipes.settings import Settings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -114,17 +114,17 @@ def test_a_run_that_goes_on_keeps_its_kernel(tmp_path):
         Settings, tmp_path / "tiny.toml", ["data.sources.a.path='x'", "data.sources.a.weight=1"]
     )
     folder = RunFolder(tmp_path)
-    assert keep_kernel(settings, folder, CPU, None).attention == "auto"
+    assert settle_kernel(settings, folder, CPU, None).parallel.attention == "plain"
     for recorded, began_on, kept in [
         ("sdpa", "cpu", "sdpa"),
-        ("sdpa", "cuda:0", "auto"),  # another kind of device: chosen anew
-        ("cudnn", "cpu", "auto"),
-        ("gone", "cpu", "auto"),
+        ("sdpa", "cuda:0", "plain"),  # another kind of device: chosen anew
+        ("cudnn", "cpu", "plain"),
+        ("gone", "cpu", "plain"),
     ]:
         manifest = {"attention": recorded, "hardware": {"device": began_on}}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-        assert keep_kernel(settings, folder, CPU, None).attention == kept
+        assert settle_kernel(settings, folder, CPU, None).parallel.attention == kept
     manifest = {"attention": "sdpa", "hardware": {"device": "cpu"}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    own = settings.model_copy(update={"parallel": ParallelConfig(attention="plain")})
-    assert keep_kernel(own, folder, CPU, None).attention == "plain"
+    own = settings.model_copy(update={"parallel": ParallelConfig(attention="flash")})
+    assert settle_kernel(own, folder, CPU, None).parallel.attention == "flash"

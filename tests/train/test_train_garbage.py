@@ -49,3 +49,15 @@ def test_the_collector_is_as_before_when_a_run_is_left(automatic):
         assert not gc.get_freeze_count()
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_a_generator_that_ends_late_leaves_the_next_alone():
+    """As after a rollback, whose traceback may hold the one before."""
+    before, after = steps(3, []), steps(7, [])
+    next(before)
+    next(after)
+    before.close()
+    assert not gc.isenabled()
+    after.close()
+    assert gc.isenabled()
+    assert not gc.get_freeze_count()
