@@ -13,8 +13,7 @@ by `parallel.attention`; what each can do stands in `obstacle`.
               times as fast as flash attention (LOG.md), but it keeps the probabilities
 
 Shapes: B rows, T positions, S positions read (T and those remembered), H query heads,
-K key/value heads (K divides H), G = H / K, C channels a head, E = C + 8 with the bias channels,
-Q queries at once.
+K key/value heads (K divides H), C channels a head, E = C + 8 with the bias channels.
 """
 
 from abc import ABC, abstractmethod
@@ -30,6 +29,7 @@ from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from summerlm.model.bias import CHANNELS, alibi_slopes
+from summerlm.model.plain import plain_attention
 
 KERNELS = ("sdpa", "flash", "cudnn", "flash3", "plain")
 BACKENDS = {
@@ -37,7 +37,6 @@ BACKENDS = {
     "flash3": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-QUERIES = 64  # of `plain` at once: later keys are left out, and scores stay in the cache
 
 
 class Memory:
@@ -123,7 +122,7 @@ class Masked(Frame):
         """Average by products of matrices; see `Frame`."""
         assert type(memory) is Memory, "what is remembered goes by channels"
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # heads first
-        y: Tensor = _Plain.apply(q, k, v, self.bias, dropout)
+        y: Tensor = plain_attention(q, k, v, self.bias, dropout)[0]
         return y.transpose(1, 2)
 
 
@@ -210,60 +209,3 @@ def install(kernel: str) -> None:
 def _only(kernel: str) -> AbstractContextManager[Any]:
     """Let torch take this kernel and no other; it fails where the kernel can't do it."""
     return sdpa_kernel(BACKENDS[kernel]) if kernel in BACKENDS else nullcontext()
-
-
-class _Plain(torch.autograd.Function):
-    """Softmax of biased scores times values, a block of queries against the keys up to it."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-        """Average; q (B, H, T, C), k and v (B, K, T, C)."""
-        B, H, T, C = q.shape
-        K, G = k.shape[1], H // k.shape[1]
-        # contiguous, with the query heads of a key head together: batches of one product
-        q, k, v = q.reshape(B * K, G, T, C), k.reshape(B * K, T, C), v.reshape(B * K, T, C)
-        out, kept = torch.empty_like(q), []
-        with torch.autocast(q.device.type, enabled=False):  # dtypes are those of the inputs
-            for some in _blocks(T):
-                keys = slice(0, some.stop)  # no query of these reads later ones
-                scores = q[:, :, some].reshape(B * K, -1, C) @ k[:, keys].mT  # (BK, GQ, S)
-                view = scores.view(B, H, -1, some.stop)
-                torch.add(bias[:, :, some, keys], view, alpha=C**-0.5, out=view)
-                p = scores.softmax(-1)
-                kept.append(p)
-                if dropout:
-                    p, mask = torch.native_dropout(p, dropout, True)
-                    kept.append(mask)
-                out[:, :, some] = (p @ v[:, keys]).view(B * K, G, -1, C)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.dropout, ctx.heads = dropout, (B, H, K)
-        return out.view(B, H, T, C)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Differentiate; gradients of keys and values add up in float32."""
-        q, k, v, *kept = ctx.saved_tensors
-        (B, H, K), (_, G, T, C) = ctx.heads, q.shape
-        upstream = gradients[0].reshape(B * K, G, T, C)
-        dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(k, dtype=torch.float32) for _ in range(2))
-        remaining = iter(kept)
-        for some in _blocks(T):
-            keys, p = slice(0, some.stop), next(remaining)
-            g = upstream[:, :, some].reshape(B * K, -1, C)  # (BK, GQ, C)
-            dp, used = g @ v[:, keys].mT, p  # (BK, GQ, S)
-            if ctx.dropout:
-                mask, scale = next(remaining), 1 / (1 - ctx.dropout)
-                dp, used = (torch.ops.aten.native_dropout_backward(x, mask, scale) for x in (dp, p))
-            dv[:, keys] += used.mT @ g
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, :, some] = (ds @ k[:, keys]).view(B * K, G, -1, C)
-            dk[:, keys] += ds.mT @ q[:, :, some].reshape(B * K, -1, C)
-        scale = C**-0.5
-        dk, dv = dk.mul_(scale).to(k.dtype).view(B, K, T, C), dv.to(v.dtype).view(B, K, T, C)
-        return dq.mul_(scale).view(B, H, T, C), dk, dv, None, None
-
-
-def _blocks(T: int) -> list[slice]:
-    """Cut T queries into runs of at most `QUERIES`."""
-    return [slice(start, min(start + QUERIES, T)) for start in range(0, T, QUERIES)]

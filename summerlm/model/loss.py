@@ -10,7 +10,7 @@ Shapes: N tokens (B * T flattened), D width, V vocabulary, Vp vocabulary padded.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def next_token_loss(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
     chunk_tokens: int = 2048,
+    compiled: bool = False,
 ) -> Loss:
     """Sum the cross-entropy of all targets, and make its gradients on the way.
 
@@ -52,6 +53,7 @@ def next_token_loss(
         soft_cap: Logits become cap * tanh(logits / cap); None leaves them.
         z_loss: Weight of the squared log partition function, which keeps logits from drifting.
         chunk_tokens: Rows of logits alive at once, at least 1.
+        compiled: Whether what goes through the logits is compiled into few passes.
 
     Returns:
         The sums; the mean is `total / count`, NaN where no target counts.
@@ -72,7 +74,8 @@ def next_token_loss(
     """
     if hidden.shape[0] != targets.shape[0]:
         raise ValueError(f"{hidden.shape[0]} hidden states but {targets.shape[0]} targets")
-    lose = partial(_lose, vocabulary=vocabulary, soft_cap=soft_cap, z_loss=z_loss)
+    function = _compiled_lose() if compiled else _lose
+    lose = partial(function, vocabulary=vocabulary, soft_cap=soft_cap, z_loss=z_loss)
     total, per_target = _ChunkedLoss.apply(
         hidden, head, targets, lose, chunk_tokens, torch.is_grad_enabled()
     )
@@ -88,7 +91,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         head: Tensor,
         targets: Tensor,
-        lose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        lose: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
         chunk_tokens: int,
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -104,12 +107,11 @@ class _ChunkedLoss(torch.autograd.Function):
             for start in range(0, len(targets), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
                 h = hidden[rows].to(dtype)
-                logits = F.linear(h, weight).float()  # (chunk, Vp); bf16 sums lose the tail
-                loss, z = lose(logits, targets[rows])
+                loss, z, g, index, own = lose(F.linear(h, weight), targets[rows])
                 per_target[rows] = loss
                 total += loss.sum() + z
                 if with_gradients:
-                    g = logits.to(dtype)  # `lose` left the gradient in their place
+                    g.scatter_(1, index, own)  # (chunk, Vp)
                     ctx.hidden_gradient[rows] = g @ weight
                     ctx.head_gradient += g.T @ h
         ctx.head_dtype = head.dtype
@@ -124,21 +126,30 @@ class _ChunkedLoss(torch.autograd.Function):
         return hidden, head, None, None, None, None
 
 
+@cache
+def _compiled_lose() -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compile(_lose, dynamic=False)
+
+
 def _lose(
-    logits: Tensor, targets: Tensor, vocabulary: int, soft_cap: float | None, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    """Turn a chunk of logits into losses, and in place into the gradient of their sum.
+    raw: Tensor, targets: Tensor, vocabulary: int, soft_cap: float | None, z_loss: float
+) -> tuple[Tensor, ...]:
+    """Turn a chunk of logits into losses and their gradient.
 
     Args:
-        logits: Raw logits, (chunk, Vp), float32; afterwards d(sum of losses) / d(raw logits).
+        raw: Raw logits, (chunk, Vp), any float dtype; afterwards spoilt where they are float32.
         targets: Ids, (chunk,), int64, or `IGNORE`.
         vocabulary: Token ids that exist.
         soft_cap: See `next_token_loss`.
         z_loss: See `next_token_loss`.
 
     Returns:
-        Cross-entropy of each target, (chunk,), 0 where ignored, and the summed z-loss, ().
+        Cross-entropy of each target, (chunk,), 0 where ignored; the summed z-loss, (); d(sum of
+        losses) / d(raw logits), (chunk, Vp), in their dtype, but for the targets' own: at which
+        ids these stand, (chunk, 1), and what they are, (chunk, 1). A compiler can't put them in
+        on its way; and taken from the float32 odds they lose nothing where one is nearly sure.
     """
+    logits = raw.float()  # bf16 sums lose the tail
     logits[:, vocabulary:] = 0  # finite for the cap's slope; cut off below
     slope = None
     if soft_cap is not None:
@@ -149,15 +160,17 @@ def _lose(
     counts = targets != IGNORE
     index = targets.where(counts, 0)[:, None]
     peak = logits.amax(-1, keepdim=True)
-    own = (logits.gather(1, index) - peak)[:, 0]  # the target's logit, (chunk,)
+    own = logits.gather(1, index) - peak  # the target's logit, (chunk, 1)
     mass = logits.sub_(peak).exp_().sum(-1)  # a third of the time of logsumexp and softmax
-    loss = (mass.log() - own).where(counts, 0)
+    loss = (mass.log() - own[:, 0]).where(counts, 0)
     partition = mass.log() + peak[:, 0]
     z = z_loss * partition.square().where(counts, 0).sum()
 
     weight = (1 + 2 * z_loss * partition).where(counts, 0)  # of the softmax in each row
-    logits.mul_((weight / mass)[:, None])
-    logits.scatter_add_(1, index, -counts[:, None].float())
+    share = (weight / mass)[:, None]
+    logits.mul_(share)
+    target = own.exp() * share - counts[:, None].float()
     if slope is not None:
         logits.mul_(slope)
-    return loss, z
+        target = target * slope.gather(1, index)
+    return loss, z, logits.to(raw.dtype), index, target.to(raw.dtype)

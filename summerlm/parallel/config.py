@@ -14,7 +14,7 @@ class ParallelConfig(Section):
     micro_batch_rows: int | None = Field(default=None, ge=1)
     """Rows that go through the model at once; none takes the whole batch."""
     compile: bool = False
-    """Compile each block with torch.compile; needs a C++ compiler on CPUs."""
+    """Compile each block, and the loss, with torch.compile; needs a C++ compiler on CPUs."""
     shard_ranks: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Ranks that share one copy of weights and optimizer; 1 replicates, "all" shards over all."""
     recompute: Literal["selective", "full"] | None = None

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from summerlm.core.parts import Part
 from summerlm.core.ranks import Ranks
+from summerlm.core.runtime import keep_freed_memory
 from summerlm.model.config import ModelConfig
 from summerlm.model.init import fill
 from summerlm.model.kernels import install
@@ -46,6 +47,9 @@ class Layout:
         shards: Ranks that share one copy of the model.
         shard_group: The process group of those that share this rank's; None for a whole copy.
     """
+
+    compiled = False
+    """Whether blocks are compiled; the loss is then, too."""
 
     settles = False
     """Whether the first pass that reduces decides the order of later sums."""
@@ -184,6 +188,8 @@ def lay_out(
             where it can't be.
     """
     shards = parallel.shards(ranks.world)
+    if device.type == "cpu":
+        keep_freed_memory()
     if parallel.float8:
         check_float8(config, device, dtype)
     with torch.device("meta"):
@@ -205,7 +211,10 @@ def lay_out(
     model.to_empty(device=device)
     layout = Layout(model, ranks) if mesh is None else Sharded(model, ranks, mesh)
     fill(layout.parts, config, seed)
-    return Replicated(model, ranks) if ranks.world > 1 and shards == 1 else layout
+    if ranks.world > 1 and shards == 1:
+        layout = Replicated(model, ranks)
+    layout.compiled = parallel.compile
+    return layout
 
 
 def _mesh(device: torch.device, ranks: Ranks, shards: int) -> DeviceMesh:

@@ -175,6 +175,7 @@ class Stepper:
                 objective, per_target = self._forward(micro)
                 own_s = time.monotonic() - start
                 (objective / count).backward()
+            del objective  # it holds the loss's gradients, which the next pass has no room for
             row_nats.append(per_target.sum(dim=1))
         return torch.cat(row_nats), own_s
 
@@ -194,6 +195,7 @@ class Stepper:
                     soft_cap=model.config.logit_soft_cap,
                     z_loss=self._config.z_loss,
                     chunk_tokens=self._config.loss_chunk_tokens,
+                    compiled=self.layout.compiled,
                 )
         return loss.total, loss.per_target.view_as(micro.targets)
 

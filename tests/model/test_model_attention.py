@@ -312,3 +312,17 @@ def test_compiled_is_what_it_is_eager(kernel):
         y = function(x, frame, Memory())
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, *attention.parameters()))))
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_plain_is_an_operation_as_torch_wants_it(B, dropout):
+    """Shapes, strides and gradients as it says of itself, also of inputs that aren't contiguous."""
+    q, k, v = (t.detach().requires_grad_() for t in random_qkv(B, 4, 2, 130, 8))
+    q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
+    bias = bias_matrix(documents_of(B, 130, 50), 4, True, torch.float32)
+    torch.library.opcheck(
+        torch.ops.summerlm.plain_attention.default,
+        (q, k, v, bias, dropout),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
