@@ -137,8 +137,9 @@ def planned(arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, A
     if arguments.side != "ours":
         return {"planned_bytes": None, "planned_why": "the planner knows this project alone"}
     try:  # all settings of a run, and with them all that the package needs
-        from summerlm.recipes.room import Room, Terms
+        from summerlm.recipes.room import Room
         from summerlm.recipes.settings import Settings
+        from summerlm.recipes.terms import Terms
     except ImportError as error:
         return {"planned_bytes": None, "planned_why": str(error)}
     context, rows = found["context"], found["mode"]["micro_rows"]

@@ -24,8 +24,8 @@ from summerlm.core.config import read_settings
 from summerlm.core.files import write_json
 from summerlm.core.record import read_rows
 from summerlm.recipes.planning import plan
-from summerlm.recipes.room import Terms
 from summerlm.recipes.settings import Settings
+from summerlm.recipes.terms import Terms
 from summerlm.tokenizer.learn import learn_bpe
 
 CONFIG = """

@@ -68,6 +68,20 @@ def fit(config: ModelConfig, flops: float, ratio: float = TOKENS_PER_PARAMETER) 
     return found
 
 
+def least_flops(config: ModelConfig, ratio: float = TOKENS_PER_PARAMETER) -> float:
+    """Give a budget that is enough for the smallest shape of a model's proportions.
+
+    Args:
+        config: The model whose proportions are kept.
+        ratio: Tokens a parameter that the rule wants.
+
+    Returns:
+        FLOPs, for `fit`.
+    """
+    smallest = next(_shapes(config, 1.0, ratio)).model
+    return ratio * parameters(smallest) * flops_per_token(smallest)
+
+
 def _miss(fitted: Fitted, config: ModelConfig, ratio: float) -> float:
     depth = fitted.model.layers / fitted.model.width * config.width / config.layers
     return math.log(max(fitted.ratio, 1e-9) / ratio) ** 2 + math.log(depth) ** 2

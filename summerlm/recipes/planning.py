@@ -9,14 +9,13 @@ Flow: the command `plan` prints what `plan` returns:
 `fit_budget` goes the other way, from dollars or days to settings. docs/planning.md tells formulas.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from summerlm.core.errors import UsageError
 from summerlm.core.hardware import describe, pick_device
 from summerlm.parallel.float8 import check_float8
-from summerlm.plan.cost import SAVE_BYTES_PER_S, Devices, lost_share, save_interval_s
+from summerlm.plan.cost import SAVE_BYTES_PER_S, lost_share, save_interval_s
 from summerlm.plan.count import (
     flops_per_token,
     flops_per_token_full,
@@ -24,10 +23,12 @@ from summerlm.plan.count import (
     parameters_without_embeddings,
 )
 from summerlm.plan.memory import Footprint
+from summerlm.recipes.noting import notes
 from summerlm.recipes.opening import open_tokenizer
 from summerlm.recipes.probing import Probed, probe
-from summerlm.recipes.room import Room, Terms
+from summerlm.recipes.room import Room
 from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.terms import Terms, check_hardware
 from summerlm.train.config import compute_dtype
 
 
@@ -46,14 +47,17 @@ def plan(
         Plain values. On the first level, whatever else is added: parameters before and after
         padding the vocabulary, FLOPs a token (forward and backward, causal attention counted once),
         context, steps, tokens; `days` and `dollars` are None without hardware, `dollars` also
-        without a price. Tables: `memory`, `fits` (with hardware), `checkpoint`, `data`; `notes` are
-        lines for people.
+        without a price. Tables: `basis` (what both rest on; None without days), `memory`, `fits`
+        (with hardware), `probe`, `checkpoint`, `data`; `notes` are lines for people.
 
     Raises:
-        UsageError: If the hardware is unknown or a figure makes no sense.
+        UsageError: If the hardware is unknown or can't do what the settings ask for, or a figure
+            makes no sense or has no effect.
     """
     terms = terms or Terms()
-    terms.check()
+    terms.check(probing=probing)
+    if (row := terms.find()) is not None:
+        check_hardware(settings, row)
     derived, model = derive(settings), settings.model
     room = Room(settings, terms)
     fits = None if room.limit is None else room.largest(room.limit)
@@ -64,7 +68,8 @@ def plan(
     else:
         memory = room.footprint(rows)
     probed = probe_here(settings, terms, room, rows) if probing else None
-    devices = devices_of(terms, probed)
+    measured = None if probed is None else probed.flops
+    devices = terms.devices(measured)
     flops = derived.tokens * flops_per_token(model)
     days = None if devices is None else devices.days(flops)
     facts: dict[str, Any] = {
@@ -80,35 +85,15 @@ def plan(
         "tokens_per_second": None if days is None else derived.tokens / (days * 86_400),
         "days": days,
         "dollars": None if devices is None or days is None else devices.dollars(days),
+        "basis": terms.basis(settings, measured),
         "memory": describe_memory(memory, rows, room.limit),
         "fits": fits,
-        "probe": None if probed is None else describe_probe(probed, terms),
+        "probe": None if probed is None else describe_probe(probed, terms, memory.total),
     }
     facts["checkpoint"] = plan_saves(settings, terms, room.checkpoint_bytes, days)
     facts["data"] = plan_data(settings, terms.bytes_per_token)
-    facts["notes"] = list(notes(settings, terms, memory, room.limit))
-    if probed is not None and settings.parallel.shard_ranks != 1:
-        facts["notes"].append(
-            "the probe is one process with a whole model: its peak is without parallel.shard_ranks"
-        )
+    facts["notes"] = list(notes(settings, terms, room, memory, fits, probed))
     return facts
-
-
-def devices_of(terms: Terms, probed: Probed | None) -> Devices | None:
-    """Tell what trains, and how fast: as it was stated, or as it was measured.
-
-    Args:
-        terms: What the run is planned for.
-        probed: What was measured, or None.
-
-    Returns:
-        The devices; None where neither hardware is named nor anything measured.
-    """
-    row = terms.find()
-    price = terms.price if row is None or terms.price is not None else row.price
-    if probed is not None:
-        return Devices(terms.count if row is not None else 1, probed.flops, price)
-    return None if row is None else Devices(terms.count, terms.mfu * row.peak_flops, price)
 
 
 def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probed:
@@ -143,12 +128,13 @@ def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probe
     return probe(settings, rows, lambda size: room.footprint(size).total)
 
 
-def describe_probe(probed: Probed, terms: Terms) -> dict[str, Any]:
+def describe_probe(probed: Probed, terms: Terms, predicted: int) -> dict[str, Any]:
     """Lay out what was measured.
 
     Args:
         probed: It.
         terms: What the run is planned for.
+        predicted: Bytes of tensors that were predicted.
 
     Returns:
         Plain values; `mfu` is None where the peak of what is here isn't known.
@@ -159,6 +145,8 @@ def describe_probe(probed: Probed, terms: Terms) -> dict[str, Any]:
         "tokens_per_second": probed.tokens / probed.seconds,
         "peak_bytes": probed.peak_bytes,
         "process_bytes": probed.base_bytes,
+        "step_bytes": probed.peak_bytes - probed.base_bytes,
+        "predicted_bytes": predicted,
         "micro_batches_tried": list(probed.rows_tried),
         "flops_per_second": probed.flops,
         "mfu": None if row is None else probed.flops / row.peak_flops,
@@ -198,7 +186,7 @@ def plan_saves(settings: Settings, terms: Terms, size: int, days: float | None) 
     Returns:
         Plain values; steps are None without `days`.
     """
-    world = 1 if terms.hardware is None else terms.count
+    world = terms.world
     failure_s = terms.mtbf_hours * 3600 / world
     save_s = size / world / SAVE_BYTES_PER_S
     interval_s = save_interval_s(save_s, failure_s)
@@ -234,34 +222,3 @@ def plan_data(settings: Settings, bytes_per_token: float) -> dict[str, Any]:
         name: {"tokens": round(share), "text_bytes": round(share * bytes_per_token)}
         for name, share in shares.items()
     }
-
-
-def notes(settings: Settings, terms: Terms, memory: Footprint, limit: int | None) -> Iterator[str]:
-    """Say what a person should know beside the figures.
-
-    Args:
-        settings: The run's settings.
-        terms: What it is planned for.
-        memory: Of a step.
-        limit: Bytes that tensors may use, or None.
-
-    Yields:
-        Lines.
-    """
-    if limit is not None and memory.total > limit:
-        yield (
-            f"a step needs {memory.total / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB are there: "
-            "lower parallel.micro_batch_rows, share the model (parallel.shard_ranks), or recompute"
-        )
-    if terms.hardware is not None and settings.data.lanes % terms.count:
-        yield (
-            f"{terms.count} devices don't divide data.lanes ({settings.data.lanes}): "
-            "the run would refuse them"
-        )
-    if settings.parallel.compile:
-        yield (
-            "blocks are compiled: what they keep is estimated as selective recomputation's; "
-            "--probe measures it"
-        )
-    if settings.parallel.float8:
-        yield "parallel.float8: its copies of weights and activations are not in the memory"

@@ -8,6 +8,7 @@ run's own micro-batch, or of two smaller ones where that takes too long, and pri
 Shapes: B rows of a micro-batch.
 """
 
+import ctypes
 import json
 import math
 import signal
@@ -28,6 +29,7 @@ from summerlm.core.config import validate
 from summerlm.core.errors import DeviceMemoryError, explain
 from summerlm.core.hardware import device_type, peak_memory, pick_device
 from summerlm.core.ranks import ALONE
+from summerlm.core.runtime import PR_SET_PDEATHSIG
 from summerlm.plan.count import flops_per_token
 from summerlm.recipes.opening import open_tokenizer
 from summerlm.recipes.rehearsing import make_stepper, make_up, time_step
@@ -219,7 +221,10 @@ def in_child(
         "steps": steps,
     }
     command = [sys.executable, "-m", "summerlm.recipes.probing"]
-    child = subprocess.run(command, input=json.dumps(task), stdout=subprocess.PIPE, text=True)
+    # of its own session: a Ctrl-C reaches this process alone, and `run` then kills the child
+    child = subprocess.run(
+        command, input=json.dumps(task), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     if child.returncode in OUT_OF_MEMORY:
         return None
     if child.returncode > 1:
@@ -233,6 +238,8 @@ def in_child(
 
 def _serve() -> int:
     """Be the child: a task on stdin, findings on stdout."""
+    if sys.platform == "linux":  # whoever waits for the findings may be killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     task = json.load(sys.stdin)
     settings = validate(Settings, task.pop("settings"), origin="settings")
     try:

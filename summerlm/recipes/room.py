@@ -7,61 +7,20 @@ both come of `tracing`, dealt over the devices by `plan.memory`.
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from summerlm.core.errors import UsageError
-from summerlm.core.hardware import Accelerator, device_type, find_accelerator
-from summerlm.plan.cost import FAILURE_HOURS, USABLE
-from summerlm.plan.memory import Footprint, share_out, spread
+from summerlm.core.hardware import device_type
+from summerlm.plan.cost import USABLE
+from summerlm.plan.memory import Footprint, Peaks, share_out, spread
 from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.terms import Terms
 from summerlm.recipes.tracing import trace_step
 from summerlm.train.config import compute_dtype
 
-BYTES_PER_TOKEN = 4.0  # UTF-8 bytes of English text to a token of Mistral v3; code has about 3
 RECOMPUTE = (None, "selective", "full")  # from the fastest to the one that needs least memory
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a plan is made for.
-
-    Attributes:
-        hardware: Name in the table of accelerators; None = the device of the settings, here.
-        count: How many of them.
-        mfu: Share of their dense bf16 peak that is reached, from 0 to 1.
-        price: Dollars a device-hour; None = the table's, where it has one.
-        mtbf_hours: Mean hours between two failures of one device.
-        bytes_per_token: UTF-8 bytes of text to a token.
-    """
-
-    hardware: str | None = None
-    count: int = 8
-    mfu: float = 0.4
-    price: float | None = None
-    mtbf_hours: float = FAILURE_HOURS
-    bytes_per_token: float = BYTES_PER_TOKEN
-
-    def check(self) -> None:
-        """Refuse what can't be.
-
-        Raises:
-            UsageError: If a figure makes no sense or the hardware is unknown.
-        """
-        if not 0 < self.mfu <= 1:
-            raise UsageError(f"--mfu {self.mfu:g}: should be above 0 and at most 1")
-        for name in ("price", "mtbf_hours", "bytes_per_token"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: should be above 0")
-        self.find()
-
-    def find(self) -> Accelerator | None:
-        """Look the hardware up; None where none is named."""
-        return None if self.hardware is None else find_accelerator(self.hardware)
 
 
 class Room:
@@ -75,6 +34,9 @@ class Room:
         UsageError: If `parallel.shard_ranks` doesn't divide the devices.
 
     Attributes:
+        world: Devices that train.
+        shards: Devices that share a copy of the model.
+        lanes: Of the data: what the number of devices must divide.
         own: Rows of a step on one device.
         limit: Bytes that tensors may use; None where no hardware is named.
         checkpoint_bytes: Of weights and optimizer state of a whole model; 0 before a `footprint`.
@@ -90,9 +52,12 @@ class Room:
         else:
             device = torch.device("cuda" if self.gpu else "cpu")
             self._dtype = compute_dtype(settings.train, device)
-        self._world = 1 if row is None else terms.count
-        self._shards = 1 if row is None else settings.parallel.shards(self._world)
-        self.own = max(1, derive(settings).rows // self._world)
+        self.world = terms.world
+        self.shards = 1 if row is None else settings.parallel.shards(self.world)
+        self.lanes = settings.data.lanes
+        self._rows = derive(settings).rows
+        self.own = max(1, self._rows // self.world)
+        self._traced: dict[tuple[int, int, str | None], Peaks] = {}
         self.checkpoint_bytes = 0
         self.limit = None if row is None else int(row.memory_bytes * USABLE)
 
@@ -106,15 +71,41 @@ class Room:
         Returns:
             Its highest moment on the fullest device.
         """
-        settings = self._settings
-        if recompute != "as set":
-            parallel = settings.parallel.model_copy(update={"recompute": recompute})
-            settings = settings.model_copy(update={"parallel": parallel})
-        micro_batches = -(-self.own // rows)
-        peaks = trace_step(settings, rows, micro_batches, self._dtype, gpu=self.gpu)
-        self.checkpoint_bytes = peaks["state"]["weights"] + peaks["state"]["optimizer"]
+        wish = self._settings.parallel.recompute if recompute == "as set" else recompute
+        return self._dealt(rows, wish, self.own, self.shards)
+
+    def fewest(self) -> int | None:
+        """Find the fewest devices that hold a row if they share the model and recompute all of it.
+
+        Returns:
+            How many, from those planned for on, of the numbers that divide the data's lanes; None
+            where none of them does.
+        """
+        for world in range(self.world, min(self.lanes, self._rows) + 1):
+            if self.limit is None or self.lanes % world:
+                continue
+            if self._dealt(1, "full", self._rows // world, world).total <= self.limit:
+                return world
+        return None
+
+    def _dealt(self, rows: int, recompute: str | None, own: int, shards: int) -> Footprint:
+        """Give the memory of a step of `own` rows on one of the devices that share a model."""
+        micro_batches = -(-own // rows)
+        peaks = self._trace(rows, min(micro_batches, 2), recompute)  # more need no more
         itemsize = 4 if self._dtype is None else self._dtype.itemsize
-        return spread(peaks, share_out(settings.model, self._shards, itemsize, micro_batches))
+        sharing = share_out(self._settings.model, shards, itemsize, micro_batches)
+        return spread(peaks, sharing)
+
+    def _trace(self, rows: int, micro_batches: int, recompute: str | None) -> Peaks:
+        """Trace a step, once."""
+        key = (rows, micro_batches, recompute)
+        if key not in self._traced:
+            parallel = self._settings.parallel.model_copy(update={"recompute": recompute})
+            settings = self._settings.model_copy(update={"parallel": parallel})
+            peaks = trace_step(settings, rows, micro_batches, self._dtype, gpu=self.gpu)
+            self.checkpoint_bytes = peaks["state"]["weights"] + peaks["state"]["optimizer"]
+            self._traced[key] = peaks
+        return self._traced[key]
 
     def largest(self, limit: int) -> dict[str, Any]:
         """Find the largest micro-batch that some memory holds.

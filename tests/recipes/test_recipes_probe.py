@@ -1,7 +1,11 @@
 """`plan --probe`: arithmetic with made-up findings, and predictions against real runs."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +15,8 @@ from summerlm.core.record import read_rows
 from summerlm.recipes import probing
 from summerlm.recipes.planning import plan
 from summerlm.recipes.probing import Findings, in_child, probe
-from summerlm.recipes.room import Terms
 from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.terms import Terms
 
 REAL = """
 import sys
@@ -103,6 +107,36 @@ def test_a_child_that_fails_is_an_error(tiny_settings):
     with pytest.raises(SystemExit) as left:
         in_child(tiny_settings.model_copy(update={"tokenizer": tokenizer}), 2, (1,), 1)
     assert left.value.code == 2
+
+
+PROBE = """
+import subprocess
+start = subprocess.Popen.__init__
+def told(child, *args, **words):
+    start(child, *args, **words)
+    if "summerlm.recipes.probing" in args[0]:
+        print(child.pid, flush=True)
+subprocess.Popen.__init__ = told
+from summerlm.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_ends_a_probe_in_one_line(tiny_config):
+    """A terminal sends SIGINT to the whole group: the child, too, were it in it."""
+    command = [sys.executable, "-c", PROBE, "plan", str(tiny_config), "--probe"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as probing_process:
+        child = int(probing_process.stdout.readline())
+        time.sleep(0.5)  # until it waits for the child, which has torch to import
+        os.killpg(probing_process.pid, signal.SIGINT)
+        _, err = probing_process.communicate(timeout=60)
+    assert (probing_process.returncode, err) == (130, "interrupted\n")
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or ") Z " in state.read_text()  # dead, if nobody has fetched it
 
 
 # none of them was used to find a constant: there is none to find but what the probe measures
