@@ -112,13 +112,15 @@ def test_notes_say_what_would_go_wrong(tiny_settings):
     assert "with everything recomputed; parallel.shard_ranks=all would do" in facts["notes"][0]
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2])
 def test_where_nothing_fits_the_fewest_devices_are_named(tiny_settings, monkeypatch, count):
     """Memory is just what sharing over so many needs; one that is shared so already is told."""
     model = tiny_settings.model.model_copy(update={"layers": 16, "width": 128, "heads": 4})
 
     def made(shards):
-        parallel = tiny_settings.parallel.model_copy(update={"shard_ranks": shards})
+        parallel = tiny_settings.parallel.model_copy(
+            update={"shard_ranks": shards, "recompute": "full"}
+        )
         return tiny_settings.model_copy(update={"parallel": parallel, "model": model})
 
     room = Room(made("all"), Terms("h100", count=count))
