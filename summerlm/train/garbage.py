@@ -43,7 +43,6 @@ def _by_hand() -> Iterator[None]:
     """Switch automatic collection off; what lives by now is never looked at meanwhile."""
     # one that a traceback holds may end after the next has begun: the last to end restores
     _open.append(gc.isenabled() or any(_open))
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:
