@@ -169,7 +169,7 @@ def test_refusals_are_clear(gpu, options, words, monkeypatch):
 
 
 def test_every_part_is_understood_at_full_size(gpu, monkeypatch, repos):
-    monkeypatch.setattr(gpu.peers, "find_spec", lambda _: True)  # transformers comes with slow tests
+    monkeypatch.setattr(gpu.peers, "find_spec", lambda _: True)  # as where slow tests run
     for part in gpu.parts.parts():
         given = [part.program, *part.arguments]
         if part.repo is not None:
