@@ -16,6 +16,12 @@ from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.learn import learn_bpe
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests of ranks come first: these are forks, and a fork of a process in which compilers
+    and profilers have left threads and locks may never come to its first line."""
+    items.sort(key=lambda item: item.get_closest_marker("ranks") is None)
+
+
 @pytest.fixture(scope="session")
 def stand_in_data() -> Path:
     """The folder of real text in the hub's layout; tests skip where it is missing."""
