@@ -4,6 +4,7 @@ The ranks are forks of the test's process, which keeps the job's store as torchr
 that to rank 0, as launchers do that only set variables.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -92,6 +93,7 @@ def _free_port() -> int:
 
 
 def _serve(log, env, timeout_s, data_allowance_s, act, args) -> None:
+    gc.freeze()  # what the parent left is not this process's to collect
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -5,6 +5,7 @@ the job's store is kept by the test's process. A fault is a function of the rank
 process before the command: it patches what the command will call.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -70,6 +71,7 @@ class Training(Job):
 
 
 def _serve(log, env, words, fault) -> None:
+    gc.freeze()  # what the parent left is not this process's to collect
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -1,5 +1,6 @@
 """Run a function on several gloo ranks of this machine: real processes, for tests."""
 
+import gc
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ from summerlm.core.ranks import join
 def _serve(
     rank: int, world: int, folder: str, port: int, act: Callable[..., Any], args: tuple[Any, ...]
 ):
+    gc.freeze()  # what the parent left is not this process's to collect
     torch.set_num_threads(1)
     liveness.GRACE_S = 1.0  # many tests kill the rank that keeps the store, and wait for that
     if (inductor := sys.modules.get("torch._inductor.config")) is not None:
