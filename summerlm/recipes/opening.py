@@ -26,8 +26,9 @@ from summerlm.core.parts import Part
 from summerlm.core.ranks import Ranks
 from summerlm.core.runtime import StopRequest
 from summerlm.data.tokens.reading import Tokens
-from summerlm.optim.build import OptimizerSet, build_optimizer
-from summerlm.parallel.layout import Layout, lay_out
+from summerlm.optim.build import OptimizerSet
+from summerlm.parallel.layout import Layout
+from summerlm.recipes.assembling import assemble
 from summerlm.recipes.choosing import settle_memory
 from summerlm.recipes.data.forecast import check_epochs
 from summerlm.recipes.data.locking import Sources, open_run_data
@@ -168,17 +169,7 @@ def open_run(
     settings = ranks.lead(lambda: settle_kernel(asked, folder, device, dtype))
     settings, chosen = settle_memory(settings, folder, ranks, device, dtype)
 
-    layout = lay_out(
-        settings.model,
-        settings.parallel,
-        ranks,
-        seed=settings.run.seed,
-        device=device,
-        dtype=dtype,
-    )
-    optimizer = build_optimizer(
-        layout.parts, settings.optim, layout.model.matrix_blocks(), layout.shard_group
-    )
+    layout, optimizer = assemble(settings, ranks, device, dtype)
     run = Run(
         settings=settings,
         folder=folder,

@@ -12,8 +12,7 @@ import torch
 
 from summerlm.core.ranks import Ranks
 from summerlm.data.batch import IGNORE, Batch
-from summerlm.optim.build import build_optimizer
-from summerlm.parallel.layout import lay_out
+from summerlm.recipes.assembling import assemble
 from summerlm.recipes.settings import Settings
 from summerlm.train.step import Stepper
 
@@ -34,17 +33,7 @@ def make_stepper(
     Returns:
         The stepper; its micro-batches are those of the settings.
     """
-    layout = lay_out(
-        settings.model,
-        settings.parallel,
-        ranks,
-        seed=settings.run.seed,
-        device=device,
-        dtype=dtype,
-    )
-    optimizer = build_optimizer(
-        layout.parts, settings.optim, layout.model.matrix_blocks(), layout.shard_group
-    )
+    layout, optimizer = assemble(settings, ranks, device, dtype)
     return Stepper(
         layout,
         optimizer,

@@ -1,0 +1,39 @@
+"""A run's model and optimizer, as its settings ask for them, with their first weights.
+
+Flow: `opening` fills what `assemble` makes from a checkpoint; `rehearsing` makes steps of it.
+"""
+
+import torch
+
+from summerlm.core.ranks import Ranks
+from summerlm.optim.build import OptimizerSet, build_optimizer
+from summerlm.parallel.layout import Layout, lay_out
+from summerlm.recipes.settings import Settings
+
+
+def assemble(
+    settings: Settings, ranks: Ranks, device: torch.device, dtype: torch.dtype | None
+) -> tuple[Layout, OptimizerSet]:
+    """Lay out a run's model and make its optimizer; every rank calls this.
+
+    Args:
+        settings: The run's settings.
+        ranks: This process among those that train.
+        device: Where this rank trains.
+        dtype: Autocast's dtype, or None for float32.
+
+    Returns:
+        The model over its ranks, and its optimizer.
+    """
+    layout = lay_out(
+        settings.model,
+        settings.parallel,
+        ranks,
+        seed=settings.run.seed,
+        device=device,
+        dtype=dtype,
+    )
+    optimizer = build_optimizer(
+        layout.parts, settings.optim, layout.model.matrix_blocks(), layout.shard_group
+    )
+    return layout, optimizer
