@@ -42,7 +42,7 @@ class Job:
         self.log = folder / f"log-{attempt}.txt"
         self.store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.start = time.monotonic()
-        self.ranks = []
+        calls = []
         port = _free_port() if store_of_rank_0 else self.store.port
         for rank in range(world):
             env = {
@@ -54,9 +54,8 @@ class Job:
                 "TORCHELASTIC_USE_AGENT_STORE": not store_of_rank_0,
                 "TORCHELASTIC_RESTART_COUNT": attempt,
             }
-            call = (self.log, env, timeout_s, data_allowance_s, act, args)
-            self.ranks.append(FORK.Process(target=_serve, args=call, daemon=True))
-            self.ranks[-1].start()
+            calls.append((self.log, env, timeout_s, data_allowance_s, act, args))
+        self.ranks = fork_ranks(_serve, calls)
 
     def __enter__(self) -> "Job":
         return self
@@ -86,6 +85,26 @@ class Job:
         return [rank.exitcode for rank in self.ranks], self.log.read_text(), seconds
 
 
+def fork_ranks(serve: Callable[..., None], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """Start a process for every call of `serve`; none goes on before all are there.
+
+    The thread of the store asks for names of those who connect, under a lock of the C library:
+    were a rank forked while another connects, it could inherit that lock, and wait for ever.
+    """
+    go = FORK.Event()
+    ranks = [FORK.Process(target=_wait, args=(go, serve, *call), daemon=True) for call in calls]
+    for rank in ranks:
+        rank.start()
+    go.set()
+    return ranks
+
+
+def _wait(go, serve, *args) -> None:
+    gc.freeze()  # what the parent left is not this process's to collect
+    go.wait()
+    serve(*args)
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,7 +112,6 @@ def _free_port() -> int:
 
 
 def _serve(log, env, timeout_s, data_allowance_s, act, args) -> None:
-    gc.freeze()  # what the parent left is not this process's to collect
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

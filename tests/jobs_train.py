@@ -5,7 +5,6 @@ the job's store is kept by the test's process. A fault is a function of the rank
 process before the command: it patches what the command will call.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from jobs import FORK, Job
+from jobs import Job, fork_ranks
 
 from summerlm import cli
 from summerlm.checkpoint.reading import read_tensors
@@ -44,7 +43,7 @@ class Training(Job):
         self.log.unlink(missing_ok=True)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.start = time.monotonic()
-        self.ranks = []
+        calls = []
         words = ["summerlm", "train", str(config), f"run.folder={folder}", "run.device=cpu"]
         for rank in range(world):
             env = {
@@ -57,9 +56,8 @@ class Training(Job):
                 "TORCHELASTIC_RESTART_COUNT": 0,
                 "TORCHELASTIC_RUN_ID": "test",
             }
-            call = (self.log, env, [*words, *overrides], fault)
-            self.ranks.append(FORK.Process(target=_serve, args=call, daemon=True))
-            self.ranks[-1].start()
+            calls.append((self.log, env, [*words, *overrides], fault))
+        self.ranks = fork_ranks(_serve, calls)
 
     def await_step(self, step: int) -> None:
         """Wait until a step is on record."""
@@ -71,7 +69,6 @@ class Training(Job):
 
 
 def _serve(log, env, words, fault) -> None:
-    gc.freeze()  # what the parent left is not this process's to collect
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

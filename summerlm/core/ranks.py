@@ -208,6 +208,7 @@ def join(
         )
         # ranks wait here while rank 0 opens data, which has no limit: liveness watches them
         host_group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.barrier(host_group)  # a rank that left now would break others' still opening
         yield Ranks(rank, world, local_rank, host_group, liveness, timeout)
     except BaseException as error:
         verdict = liveness.settle(error)
