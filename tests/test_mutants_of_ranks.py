@@ -66,8 +66,8 @@ MUTANTS = {
     "folder not synced": (POWER, "core/files", "        sync_folder(draft)\n", "        pass\n"),
     "a draft under its final name": (
         KILL,
-        "checkpoint/flight",
-        'f"tmp-{step:08d}-{self._nonce}"',
+        "checkpoint/store",
+        'f"tmp-{step:08d}-{nonce}"',
         'f"step-{step:08d}"',
     ),
     "snapshot is no copy": (
@@ -79,8 +79,8 @@ MUTANTS = {
     "replicas not compared": (
         "checkpoint/test_checkpoint_replicas.py::test_a_flipped_bit_ends_the_job_and_keeps_the_good_checkpoint",
         "checkpoint/flight",
-        "check_replicas(self._plan, [sums for _, sums in said], step)",
-        "pass",
+        'difference(self._plan, [r["sums"] for r in current if r], save.step)',
+        "None",
     ),
     "rows of the wrong place": (
         "checkpoint/test_checkpoint_resharding.py::test_any_rows_from_any_rows",

@@ -1,11 +1,11 @@
 """Saves that are written while training goes on: one in flight, polled each step.
 
 Flow:
-    1. `Flight.start` compares replicas, takes a `Snapshot`, and returns: a thread on every rank
-       writes its files into one draft, hashing, syncing and opening each again;
+    1. `Flight.start` takes a `Snapshot`, and returns: a thread on every rank writes its files into
+       one draft, hashing, syncing and opening each again;
     2. each step the loop exchanges every rank's `report` with what it exchanges anyway, and hands
        all of them to `poll`, so all ranks see the same at the same step;
-    3. when all have written, the leading rank's thread publishes and prunes; its report says so;
+    3. when all have written equal replicas, the leading rank's thread publishes, prunes, reports;
     4. `poll` returns the `Outcome`. A failure anywhere drops the draft; the next save is free.
 
 Threads never speak to other ranks. A process alone is the same code with one report.
@@ -18,12 +18,11 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from summerlm.checkpoint.manifest import write_manifest
 from summerlm.checkpoint.pieces import Tables, plan_pieces
-from summerlm.checkpoint.replicas import check_replicas, checksums
+from summerlm.checkpoint.replicas import Sums, difference, sum_shared
 from summerlm.checkpoint.snapshot import NotFiniteError, Snapshot
 from summerlm.checkpoint.store import Retention, Store
 from summerlm.checkpoint.tensors import check_header, write_file
@@ -70,6 +69,7 @@ class _Save:
     stall_s: float = 0.0
     stage: str = "write"
     failed: bool = False
+    sums: list[int] = field(default_factory=list)
     report: Report | None = None
     bug: BaseException | None = None
     thread: threading.Thread | None = field(default=None, repr=False)
@@ -120,26 +120,24 @@ class Flight:
             value: What the small files need of this rank; plain values.
             files: Makes the small files, by name, from the values of all ranks; called on the
                 leading rank.
-
-        Raises:
-            CorruptionError: If replicas differ; nothing is written then.
         """
         assert self._save is None, "one save at a time"
         began = time.monotonic()
         reach("save.asked")
-        sums = checksums(self._tables, self._plan, self._ranks.rank)
-        said = self._ranks.exchange((value, sums))
-        check_replicas(self._plan, [sums for _, sums in said], step)
-        small = files([value for value, _ in said]) if self._ranks.leads else {}
+        others = sum_shared(
+            self._plan, self._ranks.rank, lambda s, n: self._tables[s][n].tensor, written=False
+        )
+        said = self._ranks.exchange(value)
+        small = files(said) if self._ranks.leads else {}
         self._snapshot.take()
         reach("save.copied")
         self._number += 1
         self._save = save = _Save(self._number, step, began)
         if self._ranks.world == 1:  # nobody to wait for: no step has to pass before it is published
             save.stage = "publish"
-            self._run(save, lambda: self._publish(step, self._write(step, small)["files"]))
+            self._run(save, lambda: self._publish(step, self._write(save, small, others)["files"]))
         else:
-            self._run(save, lambda: self._write(step, small))
+            self._run(save, lambda: self._write(save, small, others))
         save.stall_s = time.monotonic() - began
 
     def report(self) -> Report | None:
@@ -158,6 +156,9 @@ class Flight:
 
         Returns:
             How the save ended, once; None while it is on its way or nothing is.
+
+        Raises:
+            CorruptionError: If replicas differ; nothing is published then.
         """
         save = self._save
         if save is None:
@@ -176,6 +177,9 @@ class Flight:
             outcome = self._outcome(save, text)
         if not ended:
             return outcome
+        if found := difference(self._plan, [r["sums"] for r in current if r], save.step):
+            self._drop(save.step)
+            raise found
         if save.failed:
             self._drop(save.step)
             self._save = None
@@ -211,9 +215,7 @@ class Flight:
         self._abandoned.set()
         if self._save is not None and self._save.thread is not None:
             self._save.thread.join(timeout=CLOSE_S)
-            if (
-                not self._save.thread.is_alive()
-            ):  # else it may still publish: then all must be there
+            if not self._save.thread.is_alive():  # else it may still publish: all must be there
                 self._drop(self._save.step)
 
     def _run(self, save: _Save, act: Callable[[], Report]) -> None:
@@ -230,16 +232,18 @@ class Flight:
                 return
             except BaseException as failure:
                 save.bug, error = failure, traceback.format_exc()
-            save.report = {"key": key, "error": error, **report}
+            save.report = {"key": key, "error": error, "sums": save.sums, **report}
 
         save.thread = threading.Thread(target=work, name=f"save-{key}", daemon=True)
         save.thread.start()
 
-    def _write(self, step: int, small: Mapping[str, bytes]) -> Report:
-        draft = self._draft(step)
+    def _write(self, save: _Save, small: Mapping[str, bytes], others: Sums) -> Report:
+        draft = self._store.draft(save.step, self._nonce)
         draft.mkdir(parents=True, exist_ok=True)
         reach("write.drafted")
         self._snapshot.wait()
+        copied = sum_shared(self._plan, self._ranks.rank, self._snapshot.tensor, written=True)
+        save.sums = [value for _, value in sorted({**others, **copied}.items())]
         self._snapshot.check_finite()
         files = {}
         for stem, layout in self._snapshot.layouts.items():
@@ -259,7 +263,7 @@ class Flight:
 
     def _publish(self, step: int, files: Mapping[str, Any]) -> Report:
         reach("publish.begun")
-        draft = self._draft(step)
+        draft = self._store.draft(step, self._nonce)
         for name, entry in files.items():
             if (draft / name).stat().st_size != entry["bytes"]:
                 raise OSError(f"{name} changed after it was written")
@@ -282,10 +286,7 @@ class Flight:
 
     def _drop(self, step: int) -> None:
         if self._ranks.leads:
-            shutil.rmtree(self._draft(step), ignore_errors=True)
-
-    def _draft(self, step: int) -> Path:
-        return self._store.folder / f"tmp-{step:08d}-{self._nonce}"
+            shutil.rmtree(self._store.draft(step, self._nonce), ignore_errors=True)
 
     def _go_on(self) -> None:
         self._chunks += 1

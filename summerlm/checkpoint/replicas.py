@@ -1,43 +1,48 @@
 """Whether ranks that hold the same rows hold the same bits.
 
-Flow: at every save `flight` exchanges each rank's `checksums` and hands all of them to
-`check_replicas` before anything is written. Replicas make the same updates from the same reduced
-gradients, so a difference means that memory or arithmetic failed somewhere.
+Flow: at every save `flight` sums up what a rank shares with others (`sum_shared`), what it writes
+from its copy while training goes on, and hands the sums of all ranks to `difference` before
+anything is published. Replicas make the same updates from the same reduced gradients, so a
+difference means that memory or arithmetic failed somewhere.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from summerlm.checkpoint.pieces import Piece, Plan, Tables
+from summerlm.checkpoint.pieces import Piece, Plan
 from summerlm.core.errors import CorruptionError
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Sums = dict[Piece, int]
+
 SHOWN = 3  # tensors named in a message
 
 
-def checksums(tables: Tables, plan: Plan, rank: int) -> list[int]:
-    """Sum up the bits of every piece that this rank shares with others, on their device.
+def sum_shared(plan: Plan, rank: int, give: Callable[[str, str], Tensor], *, written: bool) -> Sums:
+    """Sum up the bits of what a rank shares with others, on their device.
 
     A sum of the bits, taken as integers, differs where any one bit differs.
 
     Args:
-        tables: What this rank holds.
-        plan: Who holds what.
+        plan: Who holds and who writes what.
         rank: This rank.
+        give: Gives this rank's tensor by stem and name.
+        written: Whether of the pieces that this rank writes, or of those that others do.
 
     Returns:
-        One number for each piece of `shared_pieces`, in that order.
+        One number for each piece.
     """
-    tensors = [tables[p.stem][p.name].tensor.detach() for p in shared_pieces(plan, rank)]
-    if not any(tensor.is_cuda for tensor in tensors):
-        # by one thread, as in `snapshot.copy_into`; sums wrap round, as the GPU's do
-        return [int(np.add.reduce(_words(t).numpy(), dtype=np.int64)) for t in tensors]
-    sums = [_words(tensor).sum(dtype=torch.int64) for tensor in tensors]
-    return [int(value) for value in torch.stack(sums).tolist()]
+    pieces = [p for p in shared_pieces(plan, rank) if (plan.writer[p] == rank) is written]
+    words = [_words(give(piece.stem, piece.name).detach()) for piece in pieces]
+    if any(word.is_cuda for word in words):
+        sums = torch.stack([word.sum(dtype=torch.int64) for word in words]).tolist()
+    else:  # by one thread, as in `snapshot.copy_into`; sums wrap round, as the GPU's do
+        sums = [int(np.add.reduce(word.numpy(), dtype=np.int64)) for word in words]
+    return dict(zip(pieces, sums, strict=True))
 
 
 def shared_pieces(plan: Plan, rank: int) -> list[Piece]:
@@ -45,29 +50,30 @@ def shared_pieces(plan: Plan, rank: int) -> list[Piece]:
     return [piece for piece in plan.held_twice() if rank in plan.holders[piece]]
 
 
-def check_replicas(plan: Plan, sums: Sequence[Sequence[int]], step: int) -> None:
-    """Compare the checksums of all ranks; every rank comes to the same verdict.
+def difference(plan: Plan, sums: Sequence[Sequence[int]], step: int) -> CorruptionError | None:
+    """Compare the sums of all ranks; every rank comes to the same verdict.
 
     Args:
         plan: Who holds what.
-        sums: What `checksums` returned on each rank, by rank.
+        sums: The sum of each of `shared_pieces`, in that order, by rank; of a rank that couldn't
+            even make them, nothing.
         step: The step, for the message.
 
-    Raises:
-        CorruptionError: If replicas differ; the message names tensors and ranks.
+    Returns:
+        Where replicas differ, what to raise: it names tensors and ranks; else None.
     """
     found: dict[Piece, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rank, own in enumerate(sums):
-        for piece, value in zip(shared_pieces(plan, rank), own, strict=True):
+        for piece, value in zip(shared_pieces(plan, rank) if own else (), own, strict=True):
             found[piece][value].append(rank)
     differing = {piece: groups for piece, groups in found.items() if len(groups) > 1}
     if not differing:
-        return
+        return None
     lines = [_describe(piece, list(groups.values())) for piece, groups in differing.items()]
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    raise CorruptionError(
+    return CorruptionError(
         f"step {step}: replicas differ in {'; '.join(lines[:SHOWN])}{more}: a device or its memory "
-        "failed silently; nothing is saved, start again without it from the checkpoint before"
+        "failed silently; this step is not saved, start again without it from the checkpoint before"
     )
 
 

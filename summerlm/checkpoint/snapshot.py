@@ -61,7 +61,7 @@ class Snapshot:
         with torch.no_grad():
             for stem, sources in self._sources.items():
                 for name, tensor in sources.items():
-                    copy_into(self._view(stem, name), tensor)
+                    copy_into(self.tensor(stem, name), tensor)
         if self._on_gpu:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -80,7 +80,7 @@ class Snapshot:
         """
         for stem, layout in self.layouts.items():
             for name, (dtype, _) in layout.tensors.items():
-                if dtype.is_floating_point and not is_finite(self._view(stem, name)):
+                if dtype.is_floating_point and not is_finite(self.tensor(stem, name)):
                     raise NotFiniteError(f"{stem} tensor {name} holds a value that is not finite")
 
     def blocks(self, stem: str) -> Iterator[bytes | memoryview]:
@@ -95,7 +95,16 @@ class Snapshot:
         yield self.layouts[stem].header()
         yield self._buffers[stem].numpy().data
 
-    def _view(self, stem: str, name: str) -> Tensor:
+    def tensor(self, stem: str, name: str) -> Tensor:
+        """Give a tensor as it was copied.
+
+        Args:
+            stem: Its table.
+            name: Its name.
+
+        Returns:
+            A view of the buffer, on the CPU.
+        """
         layout = self.layouts[stem]
         (dtype, shape), start = layout.tensors[name], layout.offsets[name]
         size = dtype.itemsize * prod(shape)

@@ -80,6 +80,10 @@ class Store:
         matches = (STEP.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
+    def draft(self, step: int, nonce: str) -> Path:
+        """Name the folder in which a process that draws a nonce writes a step's checkpoint."""
+        return self.folder / f"tmp-{step:08d}-{nonce}"
+
     def publish(self, draft: Path, step: int) -> None:
         """Make a finished draft the checkpoint of a step.
 

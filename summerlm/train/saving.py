@@ -66,9 +66,6 @@ class Saver:
 
         Args:
             event: The step; its data's state is this rank's.
-
-        Raises:
-            CorruptionError: If replicas differ; nothing is written.
         """
         if self._flight.step is not None and self._flight.step != event.step:
             self._take_note(self._flight.wait())
@@ -90,6 +87,9 @@ class Saver:
 
         Args:
             reports: What `report` returned on each rank, by rank.
+
+        Raises:
+            CorruptionError: If replicas differ; nothing is published then.
         """
         self._take_note(self._flight.poll(reports))
 
