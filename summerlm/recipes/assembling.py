@@ -1,6 +1,7 @@
 """A run's model and optimizer, as its settings ask for them, with their first weights.
 
-Flow: `opening` fills what `assemble` makes from a checkpoint; `rehearsing` makes steps of it.
+Flow: `opening` fills what `assemble` makes from a checkpoint; `rehearsing` makes steps of it;
+`make_stepper` gives both what makes their steps.
 """
 
 import torch
@@ -9,6 +10,7 @@ from summerlm.core.ranks import Ranks
 from summerlm.optim.build import OptimizerSet, build_optimizer
 from summerlm.parallel.layout import Layout, lay_out
 from summerlm.recipes.settings import Settings
+from summerlm.train.step import Stepper
 
 
 def assemble(
@@ -37,3 +39,34 @@ def assemble(
         layout.parts, settings.optim, layout.model.matrix_blocks(), layout.shard_group
     )
     return layout, optimizer
+
+
+def make_stepper(
+    settings: Settings,
+    layout: Layout,
+    optimizer: OptimizerSet,
+    dtype: torch.dtype | None,
+    sources: int,
+) -> Stepper:
+    """Make what makes the steps of a run.
+
+    Args:
+        settings: The run's settings.
+        layout: Its model over its ranks.
+        optimizer: Its optimizer.
+        dtype: Autocast's dtype, or None for float32.
+        sources: How many sources its data have.
+
+    Returns:
+        The stepper; its micro-batches are those of the settings.
+    """
+    return Stepper(
+        layout,
+        optimizer,
+        settings.train,
+        layout.ranks,
+        seed=settings.run.seed,
+        dtype=dtype,
+        micro_rows=settings.parallel.micro_batch_rows,
+        sources=sources,
+    )

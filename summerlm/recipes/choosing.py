@@ -25,7 +25,7 @@ from summerlm.core.hardware import describe, free_memory, peak_memory
 from summerlm.core.ranks import Ranks
 from summerlm.plan.cost import USABLE
 from summerlm.plan.memory import share_out, spread
-from summerlm.recipes.rehearsing import make_stepper, make_up, time_step
+from summerlm.recipes.rehearsing import first_stepper, make_up, time_step
 from summerlm.recipes.room import RECOMPUTE, largest
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.tracing import trace_step
@@ -206,7 +206,7 @@ class Trial:
 
     def _steps(self, rows: int, micro_batches: int, recompute: str | None) -> Sequence[float]:
         settings = _with(self._settings, rows, recompute)
-        stepper = make_stepper(settings, self._ranks, self._device, self._dtype)
+        stepper = first_stepper(settings, self._ranks, self._device, self._dtype)
         batch = make_up(settings, rows * micro_batches, self._device)
         seconds = [time_step(stepper, batch, number + 1) for number in range(STEPS)]
         del stepper, batch

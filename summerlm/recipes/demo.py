@@ -36,9 +36,10 @@ from summerlm.eval.ngram import KneserNey
 from summerlm.eval.text import measure
 from summerlm.optim.schedule import rate_factor
 from summerlm.plan.count import parameters
+from summerlm.recipes.assembling import make_stepper
 from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import is_finished, open_run
-from summerlm.recipes.pretrain import make_stepper, pretrain
+from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.report import write_report
 from summerlm.recipes.settings import Settings, derive, preset
 from summerlm.recipes.watching import EVAL_ROWS
@@ -149,7 +150,7 @@ def time_steps(settings: Settings) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as held:
         start = time.monotonic()
         run = open_run(settings, held, ALONE, warn=lambda _: None, stop=StopRequest())
-        stepper = make_stepper(run)
+        stepper = make_stepper(settings, run.layout, run.optimizer, run.dtype, len(run.sources))
         loader = open_loader(settings, run.sources, run.tokenizer, None)
         ticks = [time.monotonic()]
         for item, _ in zip(loader, range(TIMED_STEPS), strict=False):

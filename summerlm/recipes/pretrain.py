@@ -31,6 +31,7 @@ from summerlm.core.runtime import InterruptedWaitError, StopRequest
 from summerlm.data.ledger import Ledger
 from summerlm.data.loader import Steps, refuse_world
 from summerlm.optim.schedule import rate_factor
+from summerlm.recipes.assembling import make_stepper
 from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import Run, is_finished, open_run
 from summerlm.recipes.profiling import profiled_run
@@ -45,7 +46,6 @@ from summerlm.train.hooks import Hook, every
 from summerlm.train.loop import Event, Stretch, train
 from summerlm.train.quarantine import Rollback
 from summerlm.train.saving import Saver
-from summerlm.train.step import Stepper
 
 # what a loader may meet in the middle of a run: the steps that are made are saved first
 OF_THE_DATA = (DataChangedError, SourceDownError, UsageError, WorkerDiedError)
@@ -257,7 +257,7 @@ def make_steps(run: Run, gear: Equipment, stop: StopRequest) -> Iterator[Event]:
     settings, derived, state = run.settings, derive(run.settings), run.state or {}
     mask, report = gear.spikes.quarantine.mask, gear.saver.report
     return train(
-        make_stepper(run),
+        make_stepper(settings, run.layout, run.optimizer, run.dtype, len(run.sources)),
         Feed(gear.loader, run.ranks, run.device, stop, mask, report),
         lambda tokens: rate_factor(settings.optim, tokens, derived.tokens),
         gear.guard,
@@ -265,20 +265,6 @@ def make_steps(run: Run, gear: Equipment, stop: StopRequest) -> Iterator[Event]:
         sources=[source.name for source in run.sources],
         ranks=run.ranks,
         stop=stop,
-    )
-
-
-def make_stepper(run: Run) -> Stepper:
-    """Make the function of one step of a run."""
-    return Stepper(
-        run.layout,
-        run.optimizer,
-        run.settings.train,
-        run.ranks,
-        seed=run.settings.run.seed,
-        dtype=run.dtype,
-        micro_rows=run.settings.parallel.micro_batch_rows,
-        sources=len(run.sources),
     )
 
 

@@ -32,7 +32,7 @@ from summerlm.core.ranks import ALONE
 from summerlm.core.runtime import PR_SET_PDEATHSIG
 from summerlm.plan.count import flops_per_token
 from summerlm.recipes.opening import open_tokenizer
-from summerlm.recipes.rehearsing import make_stepper, make_up, time_step
+from summerlm.recipes.rehearsing import first_stepper, make_up, time_step
 from summerlm.recipes.settings import Settings, derive
 from summerlm.train.config import compute_dtype
 from summerlm.train.probe import attention_logit_max
@@ -171,7 +171,7 @@ def rehearse(settings: Settings, rows: int, micro_batches: Sequence[int], steps:
     base = 0 if device.type == "cuda" else peak_memory(device)
     parallel = settings.parallel.model_copy(update={"micro_batch_rows": rows})
     dtype = compute_dtype(settings.train, device)
-    stepper = make_stepper(
+    stepper = first_stepper(
         settings.model_copy(update={"parallel": parallel}),
         ALONE,
         device,

@@ -12,14 +12,14 @@ import torch
 
 from summerlm.core.ranks import Ranks
 from summerlm.data.batch import IGNORE, Batch
-from summerlm.recipes.assembling import assemble
+from summerlm.recipes.assembling import assemble, make_stepper
 from summerlm.recipes.settings import Settings
 from summerlm.train.step import Stepper
 
 DOCUMENT = 500  # mean length of a made-up document, in tokens
 
 
-def make_stepper(
+def first_stepper(
     settings: Settings, ranks: Ranks, device: torch.device, dtype: torch.dtype | None
 ) -> Stepper:
     """Make what makes the steps of a run, from its first weights; every rank calls this.
@@ -34,16 +34,7 @@ def make_stepper(
         The stepper; its micro-batches are those of the settings.
     """
     layout, optimizer = assemble(settings, ranks, device, dtype)
-    return Stepper(
-        layout,
-        optimizer,
-        settings.train,
-        ranks,
-        seed=settings.run.seed,
-        dtype=dtype,
-        micro_rows=settings.parallel.micro_batch_rows,
-        sources=len(settings.data.sources) or 1,
-    )
+    return make_stepper(settings, layout, optimizer, dtype, len(settings.data.sources) or 1)
 
 
 def make_up(settings: Settings, rows: int, device: torch.device) -> Batch:
