@@ -2,7 +2,7 @@
 
 Flow:
     1. `measure` encodes documents; each begins with BOS, of which only what follows is scored;
-    2. `_windows` cuts a document so that every token is scored once, with left context;
+    2. `cut_windows` cuts a document so that every token is scored once, with left context;
     3. windows of about equal length are scored together and summed into a `TextScore`.
 
 Shapes: B windows, T positions, D model width, V vocabulary, N scored tokens of a batch.
@@ -108,7 +108,7 @@ def measure(
         while texts := list(islice(rest, GROUP * batch_rows)):
             windows: list[Window] = []
             for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-                windows += _windows(torch.tensor([tokenizer.bos, *ids]), context, stride)
+                windows += cut_windows(torch.tensor([tokenizer.bos, *ids]), context, stride)
                 tokens, size, count = tokens + len(ids), size + len(text.encode()), count + 1
                 # one vocabulary writes the space as U+2581 and can't tell the two apart
                 assert "\u2581" in text or tokenizer.count_bytes(ids) == len(text.encode())
@@ -133,8 +133,17 @@ class Window(NamedTuple):
     targets: Tensor  # (up to T,), int64: the ids that follow the last inputs
 
 
-def _windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
-    """Cut a document, (1 + tokens,) with BOS in front, into windows."""
+def cut_windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
+    """Cut a document into windows; see `measure`.
+
+    Args:
+        ids: BOS and the document, (1 + tokens,), int64.
+        context: Positions that a window reads at most.
+        stride: New targets of each window but the first.
+
+    Yields:
+        Windows that have each token but BOS as a target once, in order; none without tokens.
+    """
     scored, last = 0, len(ids) - 1
     while scored < last:
         end = min(last, scored + (stride if scored else context))
