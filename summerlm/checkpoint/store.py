@@ -4,7 +4,7 @@ Flow:
     1. `flight` fills a draft `tmp-<step>-<id>` and calls `Store.publish`: folder synced, renamed
        to `step-<step>`, parent synced: now it exists;
     2. `Store.latest` takes the highest step that verifies and sets damaged ones aside, loudly;
-    3. `Store.prune` keeps what a `Retention` says, counting those that verify.
+    3. `Store.prune` keeps what a `Retention` says, counting those that verify, and the best one.
 
 Nothing on the load path is a pickle: tensors are safetensors, everything else is JSON or TOML.
 """
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from summerlm.checkpoint.best import Measured, best_first
 from summerlm.checkpoint.manifest import STEP, DamagedError, check_file, read_manifest, verify
 from summerlm.core.errors import NoCheckpointError, SaveError
 from summerlm.core.failpoints import reach
@@ -147,6 +148,15 @@ class Store:
             return folder, read_json(folder / "state.json")
         return None
 
+    def best_first(self) -> list[Measured]:
+        """Order the checkpoints that were measured, the best one first, by their states alone.
+
+        Returns:
+            What each says, but for those that this process has found damaged.
+        """
+        trusted = (step for step in self.steps() if self._good.get(step) is not False)
+        return best_first(map(self.path, trusted))
+
     def untrusted(self) -> list[int]:
         """List the steps whose checkpoint this process has found damaged, in order."""
         return [step for step in self.steps() if self._good.get(step) is False]
@@ -172,17 +182,18 @@ class Store:
         """Delete old checkpoints; only those that verify count as kept.
 
         Args:
-            retention: What stays.
+            retention: What stays, besides the one that measured best.
 
         Returns:
             A line for each thing a person should know.
         """
         notes: list[str] = []
         good = 0
+        best = next((own.step for own in self.best_first() if self._is_good(own.step, notes)), None)
         for step in reversed(self.steps()):
             if good < retention.last:
                 good += self._is_good(step, notes)
-            elif not retention.keeps(step):
+            elif step != best and not retention.keeps(step):
                 notes += self._delete(step)
         return notes
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from summerlm.checkpoint.best import Measured
 from summerlm.checkpoint.manifest import (
     MANIFEST,
     DamagedError,
@@ -38,15 +39,20 @@ def list_checkpoints(path: Path) -> dict[str, Any]:
         path: The run folder.
 
     Returns:
-        `checkpoints`: a list of `step`, `bytes`, `ranks` (that wrote it) and `error` (null, or why
-        its manifest can't be read), by step. `aside`: `name`, `bytes` and `what` of each folder
-        beside them that a start of the run doesn't read.
+        `checkpoints`: a list of `step`, `bytes`, `ranks` (that wrote it), `measured` (the figure
+        that the run judges them by, or null) and `error` (null, or why its manifest can't be
+        read), by step. `best`: `metric`, `value`, `step` and `checkpoint`, the path, of the one
+        that measured best, or null. `aside`: `name`, `bytes` and `what` of each folder beside them
+        that a start of the run doesn't read.
     """
     folder = _run(path)
     store = Store(folder.checkpoints, warn=_ignore)
+    measured = store.best_first()
+    values = {own.step: own.value for own in measured}
     found = []
     for step in store.steps():
         facts: dict[str, Any] = {"step": step, "bytes": None, "ranks": None, "error": None}
+        facts["measured"] = values.get(step)
         try:
             manifest = read_manifest(store.path(step))
             facts["bytes"] = sum(entry["bytes"] for entry in manifest["files"].values())
@@ -58,7 +64,20 @@ def list_checkpoints(path: Path) -> dict[str, Any]:
         {"name": path.name, "bytes": _size(path), "what": _what(path)}
         for path in store.aside(*ASIDE)
     ]
-    return {"checkpoints": found, "aside": aside}
+    return {"checkpoints": found, "best": _best(store, measured), "aside": aside}
+
+
+def _best(store: Store, measured: Sequence[Measured]) -> dict[str, Any] | None:
+    """Name the first of the checkpoints that were measured, best first."""
+    if not measured:
+        return None
+    best = measured[0]
+    return {
+        "metric": best.metric,
+        "value": best.value,
+        "step": best.step,
+        "checkpoint": str(store.path(best.step)),
+    }
 
 
 def verify_checkpoints(path: Path) -> dict[str, Any]:
@@ -187,18 +206,24 @@ def show_list(path: Path, facts: dict[str, Any], console: Console) -> None:
     """Print what `list_checkpoints` returns for a run folder."""
     name = shlex.quote(str(path))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("step", "bytes", "ranks"):
+    best = facts["best"]
+    for heading in ("step", "bytes", "ranks", *([best["metric"]] if best else ())):
         table.add_column(heading, justify="right")
     table.add_column("manifest", overflow="fold")
     for row in facts["checkpoints"]:
         size = "" if row["bytes"] is None else f"{row['bytes']:,}"
+        value = "" if row["measured"] is None else f"{row['measured']:.4f}"
         words = Text(row["error"], "red") if row["error"] else Text("whole")
-        table.add_row(str(row["step"]), size, str(row["ranks"] or ""), words)
+        table.add_row(
+            str(row["step"]), size, str(row["ranks"] or ""), *([value] if best else ()), words
+        )
     if facts["checkpoints"]:
         console.print(table)
         _say(console, f"`summerlm checkpoint verify {name}` reads their files as well")
     else:
         _say(console, "no checkpoint yet")
+    if best:
+        _say(console, f"best by {best['metric']}: step {best['step']}, {best['checkpoint']}")
     for row in facts["aside"]:
         _say(console, f"beside: {row['name']}, {row['what']}: {row['bytes']:,} bytes")
     if facts["aside"]:
