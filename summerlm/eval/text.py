@@ -4,28 +4,26 @@ Flow:
     1. `measure` encodes documents; each begins with BOS, of which only what follows is scored;
     2. `cut_windows` cuts a document so that every token is scored once, with left context;
     3. windows of about equal length are scored together and summed into a `TextScore`.
+`protocols` measures the same and, beside it, what others mean by perplexity.
 
-Shapes: B windows, T positions, D model width, V vocabulary, N scored tokens of a batch.
+Shapes: T positions of a window.
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE, Ranks
-from summerlm.model.loss import IGNORE
+from summerlm.eval.windows import rolling, score
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
 
 GROUP = 8  # documents encoded at once for each row of a batch: windows to choose equal lengths from
-LOGIT_ROWS = 2048  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -106,19 +104,19 @@ def measure(
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision is not None):
         while texts := list(islice(rest, GROUP * batch_rows)):
-            windows: list[Window] = []
+            windows: list[tuple[Tensor, Tensor]] = []
             for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
                 windows += cut_windows(torch.tensor([tokenizer.bos, *ids]), context, stride)
                 tokens, size, count = tokens + len(ids), size + len(text.encode()), count + 1
                 # one vocabulary writes the space as U+2581 and can't tell the two apart
                 assert "\u2581" in text or tokenizer.count_bytes(ids) == len(text.encode())
-            windows.sort(key=lambda window: len(window.inputs))
+            windows.sort(key=lambda window: len(window[0]))
             batches = [windows[i : i + batch_rows] for i in range(0, len(windows), batch_rows)]
             for turn in range(0, len(batches), ranks.world):
                 own = turn + ranks.rank
                 # where no batch is left a rank reads another's: a sharded model is read by all
-                found = _score(model, batches[own if own < len(batches) else turn], device)
-                nats += found if own < len(batches) else 0
+                found = score(model, batches[own if own < len(batches) else turn], device)
+                nats += torch.cat(found).sum() if own < len(batches) else 0
     model.train(was_training)
     ranks.sum(nats)
     if not tokens:
@@ -126,14 +124,7 @@ def measure(
     return TextScore(nats.item(), tokens, size, count)
 
 
-class Window(NamedTuple):
-    """A stretch of a document: what the model reads, and what it is asked at the end of it."""
-
-    inputs: Tensor  # (T,), int64
-    targets: Tensor  # (up to T,), int64: the ids that follow the last inputs
-
-
-def cut_windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
+def cut_windows(ids: Tensor, context: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut a document into windows; see `measure`.
 
     Args:
@@ -142,28 +133,8 @@ def cut_windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
         stride: New targets of each window but the first.
 
     Yields:
-        Windows that have each token but BOS as a target once, in order; none without tokens.
+        What a window reads, (T,), and what it is asked for at its end, (up to T,): each token but
+        BOS is asked for once, in order; nothing for a document without tokens.
     """
-    scored, last = 0, len(ids) - 1
-    while scored < last:
-        end = min(last, scored + (stride if scored else context))
-        yield Window(ids[max(0, end - context) : end], ids[scored + 1 : end + 1])
-        scored = end
-
-
-def _score(model: Transformer, windows: list[Window], device: torch.device) -> Tensor:
-    """Sum the nats, (), float64, of a batch of windows; padding comes last and counts nothing."""
-    longest = max(len(window.inputs) for window in windows)
-    inputs = torch.zeros(len(windows), longest, dtype=torch.int64)  # (B, T)
-    targets = torch.full_like(inputs, IGNORE)  # (B, T)
-    for row, window in enumerate(windows):
-        end = len(window.inputs)
-        inputs[row, :end] = window.inputs
-        targets[row, end - len(window.targets) : end] = window.targets
-    asked = (targets != IGNORE).to(device)
-    hidden = model(inputs.to(device))[asked]  # (N, D)
-    nats = torch.zeros((), dtype=torch.float64, device=device)
-    answers = targets.to(device)[asked].split(LOGIT_ROWS)
-    for h, t in zip(hidden.split(LOGIT_ROWS), answers, strict=True):
-        nats += F.cross_entropy(model.logits(h), t, reduction="none").double().sum()
-    return nats
+    for start, first, end in rolling(len(ids), context, stride):
+        yield ids[start:end], ids[first + 1 : end + 1]
