@@ -166,6 +166,25 @@ def test_hits_are_those_of_plain_comparison(items, text):
     assert index.hit(text) == expected
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("xy"), st.lists(few_words, max_size=3))), few_words)
+@example([("x", []), ("y", ["a b c a b c a b"]), ("x", ["a b c a b c a b"])], "a b c a b c a b c")
+def test_every_item_that_shares_a_run_is_found(items, text):
+    count, expected, words = {"x": 0, "y": 0}, set(), text.split()
+    for name, texts in items:
+        for piece in map(str.split, texts):
+            n = min(len(piece), GRAM)
+            runs = {tuple(piece[i : i + n]) for i in range(len(piece) - n + 1)}
+            if n >= SHORTEST and any(tuple(words[i : i + n]) in runs for i in range(len(words))):
+                expected.add((name, count[name]))
+        count[name] += 1
+    index = ContaminationIndex(items)
+    found = index.items_in(text)
+    assert found.keys() == expected
+    assert all(f" {run} " in f" {text} " for run in found.values())
+    assert bool(found) == (index.hit(text) is not None)
+
+
 def test_every_run_has_the_name_of_its_set():
     pieces = [" ".join(f"word{n}x{k}" for k in range(8 + n % 8)) for n in range(60)]
     index = ContaminationIndex((f"set {n % 7}", [piece]) for n, piece in enumerate(pieces))

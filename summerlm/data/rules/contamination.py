@@ -3,7 +3,8 @@
 Flow:
     1. `evaluation_texts` reads the pieces of every item of an evaluation file;
     2. a `ContaminationIndex` keeps a hash of each run of `GRAM` words in them;
-    3. `pipeline.Rules` asks `ContaminationIndex.hit` of every text, and drops those that hit.
+    3. `pipeline.Rules` asks `ContaminationIndex.hit` of every text, and drops those that hit;
+       `recipes.contamination` asks for the items of which a text has something.
 
 Limits: words are those of `normalised_words`. A piece of `SHORTEST` to `GRAM` - 1 words counts
 whole, shorter ones can't be found. A translated or reworded item can't be found either. A text
@@ -65,40 +66,48 @@ class ContaminationIndex:
         """Those of them that can't be found, for no piece has `SHORTEST` words."""
         self._vocabulary: dict[str, int] = {}  # 0 stands for a word that is not in it
         self._sets: list[str] = []
+        places: list[tuple[int, int]] = []  # of each item: its set, and its number there
+        count: Counter[str] = Counter()
         ids = self._vocabulary
-        pieces: dict[tuple[int, ...], int] = {}  # with the first set that has it
+        pieces: dict[tuple[int, tuple[int, ...]], None] = {}  # item and words, each once
         for name, texts in items:
             if name not in self._sets:
                 self._sets.append(name)
+            places.append((self._sets.index(name), count[name]))
+            count[name] += 1
             cut = [normalised_words(text) for text in texts]
             self.items[name] += any(cut)
             long = [words for words in cut if len(words) >= SHORTEST]
             self.too_short[name] += any(cut) and not long
             for words in long:
                 key = tuple(ids.setdefault(word, len(ids) + 1) for word in words)
-                pieces.setdefault(key, self._sets.index(name))
+                pieces[len(places) - 1, key] = None
+        self._places = np.array(places, np.int32).reshape(-1, 2)
         generator = np.random.default_rng(GRAM)
         self._values = generator.integers(2**64, size=len(ids) + 1, dtype=np.uint64)
         self._index(pieces)
 
-    def _index(self, pieces: dict[tuple[int, ...], int]) -> None:
-        """Hash the runs of all pieces, which are given as word numbers and evaluation set."""
-        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        words = np.fromiter((word for piece in pieces for word in piece), np.int64, lengths.sum())
+    def _index(self, pieces: Iterable[tuple[int, tuple[int, ...]]]) -> None:
+        """Hash the runs of all pieces, which are given as item and word numbers."""
+        owners = np.fromiter((item for item, _ in pieces), np.int32)
+        lengths = np.fromiter((len(piece) for _, piece in pieces), np.int64)
+        words = np.fromiter((word for _, piece in pieces for word in piece), np.int64)
         values = self._values[words]
         piece = np.repeat(np.arange(len(lengths)), lengths)  # of each word
         ends = np.cumsum(lengths)
         left = ends[piece] - np.arange(len(words))  # words of the piece from this one on
-        sets = np.fromiter(pieces.values(), np.uint16, len(pieces))
 
-        self._runs: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint16]]] = {}
+        self._runs: dict[int, tuple[NDArray[np.uint64], NDArray[np.int32]]] = {}
         beginnings = []
         for n in range(GRAM, SHORTEST - 1, -1):
             whole = lengths[piece] == n if n < GRAM else np.True_
             starts = np.flatnonzero((left >= n) & whole)
             if starts.size:
-                hashes, first = np.unique(_hashes(values, n)[starts], return_index=True)
-                self._runs[n] = hashes, sets[piece[starts[first]]]
+                hashes, items = _hashes(values, n)[starts], owners[piece[starts]]
+                order = np.lexsort((items, hashes))  # by hash, and then by item
+                hashes, items = hashes[order], items[order]
+                new = np.append(True, (hashes[1:] != hashes[:-1]) | (items[1:] != items[:-1]))
+                self._runs[n] = hashes[new], items[new]
                 beginnings.append(_hashes(values, SHORTEST)[starts])
         self._beginnings = np.unique(np.concatenate([*beginnings, np.empty(0, np.uint64)]))
 
@@ -116,11 +125,7 @@ class ContaminationIndex:
             >>> index.hit("He asked: who wrote 'The First Novel' about a WHALE, and why?")
             Overlap(words='who wrote the first novel about a whale', evaluation_set='quiz')
         """
-        words = normalised_words(text)
-        ids = np.fromiter(map(self._vocabulary.get, words, repeat(0)), np.int64, len(words))
-        values = self._values[ids]
-        # every run begins with a run of SHORTEST words, and few texts have one of these
-        starts = np.flatnonzero(_contains(self._beginnings, _hashes(values, SHORTEST)))
+        words, values, starts = self._look_up(text)
         first, longest = len(words), 0
         for n, (hashes, _) in self._runs.items() if starts.size else ():
             runs = _hashes(values, n)
@@ -129,9 +134,51 @@ class ContaminationIndex:
                 first, longest = int(starts[found[0]]), n
         if not longest:
             return None
-        hashes, sets = self._runs[longest]
+        hashes, items = self._runs[longest]
         place = np.searchsorted(hashes, _hashes(values[first : first + longest], longest)[0])
-        return Overlap(" ".join(words[first : first + longest]), self._sets[sets[place]])
+        name = self._sets[self._places[items[place], 0]]
+        return Overlap(" ".join(words[first : first + longest]), name)
+
+    def items_in(self, text: str) -> dict[tuple[str, int], str]:
+        """Find every item that shares a run with a text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Of each such item its evaluation set and its number there, from 0, with a run that it
+            shares: the first of the longest kind.
+
+        Example:
+            >>> whale = "Who wrote the first novel about a whale?"
+            >>> items = [("quiz", ["Why?"]), ("quiz", [whale]), ("more", [whale])]
+            >>> index = ContaminationIndex(items)
+            >>> list(index.items_in(f"He asked: {whale}"))
+            [('quiz', 1), ('more', 0)]
+        """
+        words, values, starts = self._look_up(text)
+        found: dict[tuple[str, int], str] = {}
+        for n, (hashes, items) in self._runs.items() if starts.size else ():
+            runs = _hashes(values, n)
+            near = starts[starts < len(runs)]
+            hits = near[_contains(hashes, runs[near])]
+            _, once = np.unique(runs[hits], return_index=True)
+            for start in hits[np.sort(once)]:
+                low = np.searchsorted(hashes, runs[start], "left")
+                high = np.searchsorted(hashes, runs[start], "right")
+                shared = " ".join(words[start : start + n])
+                for of_set, number in self._places[items[low:high]].tolist():
+                    found.setdefault((self._sets[of_set], number), shared)
+        return found
+
+    def _look_up(self, text: str) -> tuple[list[str], NDArray[np.uint64], NDArray[np.int64]]:
+        """Give a text's words, their values, and where a run of an item may begin."""
+        words = normalised_words(text)
+        ids = np.fromiter(map(self._vocabulary.get, words, repeat(0)), np.int64, len(words))
+        values = self._values[ids]
+        # every run begins with a run of SHORTEST words, and few texts have one of these
+        starts = np.flatnonzero(_contains(self._beginnings, _hashes(values, SHORTEST)))
+        return words, values, starts
 
 
 def _hashes(values: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
