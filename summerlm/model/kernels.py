@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,12 +57,44 @@ class Memory:
         return k, v
 
 
+class Branches(NamedTuple):
+    """Rows that branch: beginnings of several texts stand once, followed by all their ends.
+
+    The tokens of a row are the nodes of a tree, each after its parent and each subtree in one
+    piece. A token reads those on its way from the root. Padding is a token at the row's end that
+    reads itself alone. Everything stands after what the cache remembers, if there is one.
+    """
+
+    positions: Tensor  # (B, T), int64: where each token stands along its way
+    ends: Tensor  # (B, T), int64: index along the row of the first later token that doesn't read it
+
+    def readable(self, before: int) -> Tensor:
+        """Say who reads whom.
+
+        Args:
+            before: Positions remembered, P - T; all tokens read them.
+
+        Returns:
+            (B, 1, T, P), bool.
+
+        Example:
+            >>> places = torch.tensor([[0, 1, 1]])  # one trunk, two branches of one token each
+            >>> Branches(places, torch.tensor([[3, 2, 3]])).readable(0).int()[0, 0].tolist()
+            [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
+        """
+        T = self.ends.shape[1]
+        place = torch.arange(T, device=self.ends.device)
+        later = place[:, None] >= place  # (T, T)
+        inside = place[:, None] < self.ends[:, None]  # (B, T, T)
+        return F.pad((later & inside)[:, None], (before, 0), value=True)
+
+
 @dataclass(frozen=True)
 class Frame(ABC):
     """What all layers of one pass share: where its T tokens stand and what separates them."""
 
-    cos: Tensor  # (T, C/2), float32
-    sin: Tensor  # (T, C/2), float32
+    cos: Tensor  # (T, C/2), float32; (B, T, C/2) where rows branch
+    sin: Tensor  # the same
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory, dropout: float) -> Tensor:
@@ -91,6 +123,7 @@ class Channelled(Frame):
     query_channels: Tensor  # (H, 8)
     key_channels: Tensor  # (B, T, 8)
     kernel: str = "sdpa"
+    readable: Tensor | None = None  # (B, 1, T, S), bool, where rows branch
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory, dropout: float) -> Tensor:
         """Average by one of torch's kernels; see `Frame`."""
@@ -100,10 +133,10 @@ class Channelled(Frame):
         v = F.pad(v, (0, CHANNELS))  # (B, T, K, E): kernels want values as wide as keys
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # heads first
         k, v = memory.extend(k, v)  # (B, K, S, E)
-        S, mask, causal = k.shape[2], None, False
-        if T == S:
+        S, mask, causal = k.shape[2], self.readable, False
+        if mask is None and T == S:
             causal = True
-        elif T > 1:
+        elif mask is None and T > 1:
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         with _only(self.kernel):
             y = F.scaled_dot_product_attention(
@@ -114,14 +147,15 @@ class Channelled(Frame):
 
 @dataclass(frozen=True)
 class Masked(Frame):
-    """Biases as a matrix that is added to the scores, for the plain kernel; nothing remembered."""
+    """Biases as a matrix that is added to the scores, for the plain kernel."""
 
-    bias: Tensor  # (B, 1, T, T), with ALiBi (B, H, T, T); -inf where nothing may be read
+    bias: Tensor  # (B, 1, T, S), with ALiBi (B, H, T, S); -inf where nothing may be read
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory, dropout: float) -> Tensor:
         """Average by products of matrices; see `Frame`."""
-        assert type(memory) is Memory, "what is remembered goes by channels"
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # heads first
+        # heads first; a compiler makes the copies as it rotates, and the backward pass makes none
+        q, k, v = (t.transpose(1, 2).contiguous() for t in (q, k, v))
+        k, v = memory.extend(k, v)  # (B, K, S, C)
         y: Tensor = plain_attention(q, k, v, self.bias, dropout)[0]
         return y.transpose(1, 2)
 
@@ -150,12 +184,39 @@ def bias_matrix(documents: Tensor, heads: int, alibi: bool, dtype: torch.dtype) 
     """
     T = documents.shape[1]
     readable = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
-    bias = torch.zeros((), device=documents.device)
-    if alibi:
-        place = torch.arange(T, device=documents.device)
-        slopes = alibi_slopes(heads).to(documents.device, torch.float32)
-        bias = slopes[:, None, None] * (place - place[:, None])  # (H, T, T)
+    place = torch.arange(T, device=documents.device)
+    bias = _distance_bias(place, place, heads) if alibi else place.new_zeros((), dtype=torch.float)
     return torch.where(readable, bias, -torch.inf).to(dtype)
+
+
+def branching_bias_matrix(
+    branches: Branches, before: int, heads: int, alibi: bool, dtype: torch.dtype
+) -> Tensor:
+    """Make what is added to scores of rows that branch.
+
+    Args:
+        branches: Where tokens stand and who reads them.
+        before: Positions remembered, from 0, P - T.
+        heads: Query heads, H.
+        alibi: Whether keys lose slope * distance.
+        dtype: The scores' dtype.
+
+    Returns:
+        (B, 1, T, P), or (B, H, T, P) with ALiBi, in `dtype`; see `bias_matrix`.
+    """
+    place = branches.positions
+    bias = place.new_zeros((), dtype=torch.float)
+    if alibi:
+        first = torch.arange(before, device=place.device).expand(len(place), -1)
+        bias = _distance_bias(place, torch.cat((first, place), 1), heads)  # (B, H, T, P)
+    return torch.where(branches.readable(before), bias, -torch.inf).to(dtype)
+
+
+def _distance_bias(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """Give what each head's keys lose, (..., H, T, S), of positions (..., T) and (..., S)."""
+    slopes = alibi_slopes(heads).to(keys.device, torch.float32)
+    distance = keys[..., None, :] - queries[..., None]  # (..., T, S)
+    return slopes[:, None, None] * distance.unsqueeze(-3)
 
 
 def obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:

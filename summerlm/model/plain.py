@@ -9,8 +9,8 @@ block by block is slower, and takes long to make.
 
 Flow: called by `kernels.Masked`.
 
-Shapes: B rows, T positions, H query heads, K key/value heads (K divides H), G = H / K, C channels a
-head, Q queries at once, S keys up to the last of them.
+Shapes: B rows, T positions, P positions with those before them, H query heads, K key/value heads (K
+divides H), G = H / K, C channels a head, Q queries at once, S keys up to the last of them.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def plain_attention(
     """Softmax of biased scores times values, a block of queries against the keys up to it.
 
     Args:
-        q: Queries, (B, H, T, C).
-        k: Keys, (B, K, T, C).
-        v: Values, (B, K, T, C).
-        bias: Added to scores, (B, 1, T, T) or (B, H, T, T).
+        q: Queries, (B, H, T, C), of the last T positions.
+        k: Keys, (B, K, P, C) with P >= T.
+        v: Values, (B, K, P, C).
+        bias: Added to scores, (B, 1, T, P) or (B, H, T, P).
         dropout: Share of the probabilities dropped.
 
     Returns:
@@ -40,12 +40,13 @@ def plain_attention(
         some are dropped a mask of the others.
     """
     B, H, T, C = q.shape
+    before = k.shape[2] - T
     q, k, v = _flatten(q, k, v)
     out, kept = q.new_empty(q.shape), []  # contiguous, which q may not be
     for some in _blocks(T):
-        keys = slice(0, some.stop)  # no query of these reads later ones
+        keys = slice(0, before + some.stop)  # no query of these reads later ones
         scores = q[:, :, some].reshape(len(k), -1, C) @ k[:, keys].mT  # (BK, GQ, S)
-        view = scores.view(B, H, -1, some.stop)
+        view = scores.view(B, H, -1, keys.stop)
         torch.add(bias[:, :, some, keys], view, alpha=C**-0.5, out=view)
         p = scores.softmax(-1)
         kept.append(p)
@@ -65,8 +66,8 @@ def plain_attention_backward(
     Args:
         gradient: Of the averages, (B, H, T, C).
         q: Queries, (B, H, T, C).
-        k: Keys, (B, K, T, C).
-        v: Values, (B, K, T, C).
+        k: Keys, (B, K, P, C).
+        v: Values, (B, K, P, C).
         kept: What `plain_attention` returned beside the averages.
         dropout: As it was.
 
@@ -74,13 +75,14 @@ def plain_attention_backward(
         Gradients of queries, keys and values, shaped as these.
     """
     shapes, T, C = (q.shape, k.shape, v.shape), q.shape[2], q.shape[3]
+    before = k.shape[2] - T
     q, k, v = _flatten(q, k, v)
     gradient = gradient.reshape(q.shape)
     dq = q.new_empty(q.shape)
     dk, dv = (k.new_zeros(k.shape, dtype=torch.float32) for _ in range(2))
     remaining = iter(kept)
     for some in _blocks(T):
-        keys, p = slice(0, some.stop), next(remaining)
+        keys, p = slice(0, before + some.stop), next(remaining)
         g = gradient[:, :, some].reshape(len(k), -1, C)  # (BK, GQ, C)
         dp, used = g @ v[:, keys].mT, p  # (BK, GQ, S)
         if dropout:
@@ -99,9 +101,10 @@ def plain_attention_backward(
 @plain_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> tuple[Tensor, list[Tensor]]:
     rows, queries, T = len(q) * k.shape[1], q.shape[1] // k.shape[1], q.shape[2]
+    before = k.shape[2] - T
     kept = []
     for some in _blocks(T):
-        shape = (rows, queries * (some.stop - some.start), some.stop)
+        shape = (rows, queries * (some.stop - some.start), before + some.stop)
         kept.append(q.new_empty(shape))
         if dropout:
             kept.append(q.new_empty(shape, dtype=torch.bool))
@@ -134,7 +137,7 @@ def _flatten(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     B, H, T, C = q.shape
     K = k.shape[1]
     q = q.reshape(B * K, H // K, T, C)
-    return q, k.reshape(B * K, T, C), v.reshape(B * K, T, C)
+    return q, k.reshape(B * K, -1, C), v.reshape(B * K, -1, C)
 
 
 def _blocks(T: int) -> list[slice]:

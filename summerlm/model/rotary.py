@@ -41,7 +41,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys, (B, T, H, C), any float dtype.
-        cos: Cosines, (T, C/2), float32; row t belongs to position t of `x`.
+        cos: Cosines, (T, C/2), float32; row t belongs to position t of `x`; (B, T, C/2) where rows
+            differ.
         sin: Sines, same shape and dtype as `cos`.
 
     Returns:
@@ -52,7 +53,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         Face's Llama weights (the paper pairs neighbours).
     """
     first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]  # broadcast over heads: (T, 1, C/2)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # broadcast over heads: (T, 1, C/2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).type_as(x)
 
 

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from summerlm.model.attention import Attention
 from summerlm.model.bias import key_channels, query_channels
 from summerlm.model.config import ModelConfig
-from summerlm.model.kernels import Channelled, Frame, Masked, Memory, bias_matrix
+from summerlm.model.kernels import (
+    Branches,
+    Channelled,
+    Frame,
+    Masked,
+    Memory,
+    bias_matrix,
+    branching_bias_matrix,
+)
 from summerlm.model.mlp import MLP
 from summerlm.model.norm import LayerScale, RMSNorm
 from summerlm.model.rotary import rotary_table
@@ -74,13 +82,37 @@ class Positions(nn.Module):
         documents = torch.zeros_like(tokens) if documents is None else documents
         cos, sin = self.cos[here], self.sin[here]
         if whole and self.kernel == "plain":
-            kind = tokens.device.type
-            cast = torch.is_autocast_enabled(kind)
-            dtype = torch.get_autocast_dtype(kind) if cast else cos.dtype
+            dtype = self._score_dtype(tokens.device.type)
             return Masked(cos, sin, bias_matrix(documents, config.heads, config.alibi, dtype))
         positions = torch.arange(start, start + T, device=tokens.device)
         keys = key_channels(positions, documents)
         return Channelled(cos, sin, self.query_channels, keys, self.kernel if whole else "sdpa")
+
+    def branch(self, branches: Branches, before: int) -> Frame:
+        """Frame a batch of rows that branch.
+
+        Args:
+            branches: Where tokens stand and who reads them, all below the context.
+            before: Positions that are remembered and stand before all rows.
+
+        Returns:
+            What all layers share: for the plain kernel on CPUs, else for torch's choice.
+        """
+        config, here = self.config, branches.positions
+        cos, sin = self.cos[here], self.sin[here]  # (B, T, C/2)
+        if here.device.type == "cpu":
+            dtype = self._score_dtype("cpu")
+            args = (config.heads, config.alibi, dtype)
+            return Masked(cos, sin, branching_bias_matrix(branches, before, *args))
+        keys = key_channels(here, torch.zeros_like(here))
+        readable = branches.readable(before)
+        return Channelled(cos, sin, self.query_channels, keys, "sdpa", readable)
+
+    def _score_dtype(self, kind: str) -> torch.dtype:
+        """Give the dtype that products of matrices have on a kind of device."""
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return self.cos.dtype
 
     def _tables(self, device: torch.device) -> dict[str, Tensor]:
         config, C = self.config, self.config.head_dim
@@ -150,6 +182,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         documents: Tensor | None = None,
         cache: Sequence[Memory] | None = None,
+        branches: Branches | None = None,
     ) -> Tensor:
         """Read rows of tokens.
 
@@ -159,6 +192,8 @@ class Transformer(nn.Module):
                 row, (B, T), int64; None where each row is one document.
             cache: What each layer remembers of the tokens before these, and is to remember of
                 these; None when the rows begin here and nothing follows.
+            branches: Where tokens stand and who reads them in rows that branch, in place of
+                `documents`; None where each token stands after the one before.
 
         Returns:
             Hidden states after the final norm, (B, T, D).
@@ -167,7 +202,11 @@ class Transformer(nn.Module):
             ValueError: If the rows reach past the context.
         """
         memories = cache or [Memory()] * len(self.blocks)
-        frame = self.positions(tokens, documents, memories[0].length, whole=cache is None)
+        before = memories[0].length
+        if branches is None:
+            frame = self.positions(tokens, documents, before, whole=cache is None)
+        else:
+            frame = self.positions.branch(branches, before)
         x = self.dropout(self.embedding(tokens))  # (B, T, D)
         for block, memory in zip(self.blocks, memories, strict=True):
             x = block(x, frame, memory)
