@@ -120,7 +120,7 @@ def _published(
         )
         try:
             listing = find_files(task.name, config, where.mirror, transfer)
-            chosen = _of_split(listing, folder_there, split_there)
+            chosen = of_split(listing, folder_there, split_there)
         except UsageError as error:
             failure = failure or error
             continue
@@ -142,10 +142,22 @@ def _published(
     raise UsageError(f"{words}; {_how(task, folder, split)}")
 
 
-def _of_split(listing: Listing, folder: str | None, split: str) -> list[File]:
-    """Choose the files that are a split's by their names, as `datasets` does."""
-    of_split = re.compile(rf"(^|[-._/ ]){re.escape(split)}([-._/ ]|$)")
-    named = [file for file in listing.files if of_split.search(file.name[len(folder or "") :])]
+def of_split(listing: Listing, folder: str | None, split: str) -> list[File]:
+    """Choose the files that are a split's by their names, as `datasets` does.
+
+    Args:
+        listing: The files of a repository, or of a folder of it.
+        folder: The folder, whose name tells nothing of splits; None = all of it.
+        split: The split.
+
+    Returns:
+        Its files, all of one form, at least one.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    pattern = re.compile(rf"(^|[-._/ ]){re.escape(split)}([-._/ ]|$)")
+    named = [file for file in listing.files if pattern.search(file.name[len(folder or "") :])]
     for kind in _KINDS:
         if chosen := [file for file in named if file.name.endswith(kind)]:
             return chosen

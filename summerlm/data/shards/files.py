@@ -70,7 +70,7 @@ def find_files(
         UsageError: If there is no such place, or no file that matches.
         SourceDownError: If a file or store can't be read.
     """
-    mirror = mirror or _environments_mirror()
+    mirror = mirror or environments_mirror()
     if config.hub is not None and mirror is None:
         return _in_hub(source, config, transfer, pinned)
     if config.path is not None and "://" in config.path:
@@ -115,7 +115,8 @@ def _here(
     return Listing(None, _hashed(folder, _matches(source, folder, pattern), pinned, progress))
 
 
-def _environments_mirror() -> Path | None:
+def environments_mirror() -> Path | None:
+    """Give the mirror that the environment names; None where it names none."""
     folder = os.environ.get(MIRROR_VARIABLE)
     return Path(folder) if folder else None
 
