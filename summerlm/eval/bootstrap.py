@@ -26,7 +26,8 @@ class Estimate:
 
     Attributes:
         value: The figure over all units.
-        error: Standard deviation over resamples; None for fewer than two units.
+        error: Standard deviation over resamples; None for fewer than two units, or where the figure
+            is infinite.
         low: Lower end of the interval that holds the middle 95 % of the resamples, or None.
         high: Its upper end, or None.
     """
@@ -60,11 +61,12 @@ def bootstrap(
         >>> bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed=0)
         Estimate(value=0.5, error=0.0, low=0.5, high=0.5)
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         value = float(figure(sums.sum(0, keepdims=True))[0])
-        if len(sums) < 2:
+        if len(sums) < 2 or not np.isfinite(value):
             return Estimate(value, None, None, None)
         found = figure(_resampled(sums, seed, resamples))
+        found = found[np.isfinite(found)]  # a draw of empty documents alone has none
     low, high = np.quantile(found, [0.025, 0.975]).tolist()
     return Estimate(value, float(found.std(ddof=1)), low, high)
 

@@ -99,6 +99,8 @@ def measure_protocols(
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UsageError(f"stride {stride}: must be 1 to the context, {context}")
+    if not any(corpus.documents):
+        raise UsageError(f"nothing to measure: {len(corpus.documents)} documents hold no text")
     streams = Streams(lm.tokenizer)
     plans = [
         original_plan(corpus, streams, context),
@@ -106,8 +108,6 @@ def measure_protocols(
         rolling_plan(corpus, streams, context),
         raw_plan(corpus, streams, context, stride),
     ]
-    if not any(plan.asked for plan in plans):
-        raise UsageError(f"nothing to measure: {len(corpus.documents)} documents hold no text")
     merged = _merged(plans)
     sums = _ask(lm, streams, merged, plans, batch_tokens, precision, ranks, progress)
     return {
@@ -208,15 +208,17 @@ def _add(reading: Reading, nats: Floats, sums: list[Floats]) -> None:
     begin = min(first for _, first, _, _ in reading.asks)
     for plan, first, end, units in reading.asks:
         own = nats[first - begin : end - begin]
-        where = units if isinstance(units, int) else units[first + 1 : end + 1]
-        np.add.at(sums[plan], where, own)
+        if isinstance(units, int):
+            sums[plan][units] += own.sum()
+        else:
+            np.add.at(sums[plan], units[first + 1 : end + 1], own)
 
 
 def _score_of(plan: Plan, nats: Floats, notes: tuple[str, ...], seed: int) -> ProtocolScore:
     """Make a protocol's figures of the nats of its units, (U,)."""
     sums = plan.sizes.copy()
     sums[:, NATS] = nats
-    totals = sums.sum(0).astype(int).tolist()
+    totals = plan.sizes.sum(0).astype(int).tolist()
     counted = sorted({TOKENS, *(FIGURES[name].column for name in plan.figures)})
     n = {plan.unit: len(sums)} | {COLUMNS[column]: totals[column] for column in counted}
     names = plan.figures if totals[TOKENS] else ()
