@@ -5,12 +5,14 @@ Flow:
     2. one pass reads them all into a `Cache`;
     3. `sample` picks a token, the next pass reads only that token;
     4. until EOS, `max_tokens`, or a full context.
-`checkpoint.load` gives the parts; `summerlm.load`, the command line and the server use the whole.
+`checkpoint.load` gives the parts; `summerlm.load`, the command line and the server use the whole;
+tasks that are answered by writing have `complete` write many answers at once.
 
-Shapes: T tokens, V vocabulary.
+Shapes: B rows, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -18,10 +20,14 @@ from torch import Tensor
 
 from summerlm.core.errors import UsageError
 from summerlm.generate.cache import Cache
+from summerlm.generate.rows import Completion, batches, write
 from summerlm.generate.sampling import check_sampling, sample
 from summerlm.model.config import ModelConfig
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
+
+CACHED = {"cpu": 16384}  # positions that the caches of several rows hold together
+CACHED_ELSEWHERE = 65536
 
 
 class LanguageModel:
@@ -30,8 +36,8 @@ class LanguageModel:
     Args:
         model: The model, in evaluation mode, on any device.
         tokenizer: The tokenizer that it was trained with.
-        agree: What is applied to each token that is drawn, (1,): ranks that hold one model between
-            them must go on with the same.
+        agree: What is applied to the tokens that are drawn, one a row, (B,): ranks that hold one
+            model between them must go on with the same.
 
     Raises:
         UsageError: If model and tokenizer differ in their vocabulary.
@@ -140,6 +146,42 @@ class LanguageModel:
         )
         return self._write(ids, max_tokens, draw, self.tokenizer.eos if stop_at_eos else None)
 
+    def complete(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str] = ()
+    ) -> list[str]:
+        """Complete many prompts, always by the likeliest token, several at once.
+
+        Args:
+            prompts: Ids of each, with BOS in front. A prompt that leaves no room for `max_tokens`
+                in the context loses its beginning, as in lm-eval.
+            max_tokens: Most tokens to write after each, below the context.
+            stop: Texts that end a completion; so does the model's end-of-text.
+
+        Returns:
+            The completions, each cut before the first stop text in it.
+
+        Raises:
+            UsageError: If a prompt is empty or has unknown ids, or a value means nothing.
+        """
+        room = self.config.context - max_tokens
+        if max_tokens < 1 or room < 1:
+            raise UsageError(
+                f"max_tokens = {max_tokens}: should be 1 to {self.config.context - 1}, "
+                "so that the context holds a prompt too"
+            )
+        if "" in stop:
+            raise UsageError("stop: an empty text would end every completion before it begins")
+        cut = [tuple(prompt[-room:]) for prompt in prompts]
+        for prompt in cut:
+            self._checked(prompt)
+        completions = {ids: Completion(ids, self.tokenizer, stop) for ids in dict.fromkeys(cut)}
+        device = self.model.head_weight.device
+        positions = CACHED.get(device.type, CACHED_ELSEWHERE)
+        with self._reading():
+            for batch in batches(list(completions.values()), max_tokens, positions):
+                write(self.model, batch, max_tokens, self._agree)
+        return [completions[ids].text for ids in cut]
+
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Score every possible next token after each of some ids.
 
@@ -188,8 +230,14 @@ class LanguageModel:
         self, tokens: Tensor, cache: Cache | None = None, where: slice = slice(None)
     ) -> Tensor:
         """Read one row, (1, T), and score what follows its tokens `where` it matters, (., V)."""
+        with self._reading():
+            hidden = self.model(tokens, cache=cache)  # (1, T, D)
+            return self.model.logits(hidden[0, where])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Run the model for its scores alone."""
         assert not self.model.training, "call model.eval() first: dropout would write along"
         # a compiled block would be compiled anew for each length of the cache
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            hidden = self.model(tokens, cache=cache)  # (1, T, D)
-            return self.model.logits(hidden[0, where])
+            yield

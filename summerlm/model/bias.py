@@ -72,7 +72,7 @@ def key_channels(positions: Tensor, documents: Tensor) -> Tensor:
     Args:
         positions: Place of each token along its row, (T,), int64, below 65,536.
         documents: Which document of the row each token belongs to, counted from 0 and never
-            falling along the row, (B, T), int64, below 65,536.
+            falling along the row, (B, T), int64, below 65,536; -1 for padding in front.
 
     Returns:
         The channels, (B, T, 8), float32 with values that bf16 holds exactly; the softmax of
