@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test slow lint types docs checks clean
+.PHONY: install peers demo test slow lint types docs checks clean
 
 install: .venv/installed
 
@@ -12,6 +12,13 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[dev]" --constraint constraints.txt
 	touch $@
 
+peers: .venv/peers
+
+.venv/peers: .venv/installed
+	$(BIN)/pip install --quiet --editable ".[dev,peers]" --constraint constraints.txt
+	$(BIN)/pip check
+	touch $@
+
 demo: install
 	$(BIN)/summerlm demo
 
@@ -19,7 +26,7 @@ test: install
 	$(BIN)/pytest -m "not slow" --numprocesses 2
 
 slow: install
-	$(BIN)/pytest -m slow --numprocesses 2
+	$(BIN)/pytest -m "slow or peers" --numprocesses 2
 
 lint: install
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let tests of ranks come first: these are forks, and a fork of a process in which compilers
     and profilers have left threads and locks may never come to its first line."""
     items.sort(key=lambda item: item.get_closest_marker("ranks") is None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs packages that aren't there, or fail where they are required."""
+    for marker in item.iter_markers("peers"):
+        if missing := [name for name in marker.args if find_spec(name) is None]:
+            lacking = f"needs {', '.join(missing)}: make peers"
+            if os.environ.get("SUMMERLM_TEST_PEERS") == "required":
+                pytest.fail(lacking, pytrace=False)
+            pytest.skip(lacking)
 
 
 @pytest.fixture(scope="session")

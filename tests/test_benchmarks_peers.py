@@ -252,8 +252,8 @@ def test_every_side_trains(parts, repos, side, recipe, fall):
     assert sum(values[-8:]) / 8 < values[0] - fall  # small ids come more often
 
 
+@pytest.mark.peers("transformers")
 def test_llama_trains_with_the_parameters_that_were_counted(parts):
-    pytest.importorskip("transformers")
     shape = parts.shape.Shape(2, 48, 4, 2, 16, 4, 300)
     made, values = losses(parts, "llama", ".", 4, steps=40, shape=shape)
     matrices = 2 * parts.shape.block_matrices("llama", shape) + 2 * 300 * 48
@@ -261,10 +261,11 @@ def test_llama_trains_with_the_parameters_that_were_counted(parts):
     assert values[-1] < values[0] - 0.05
 
 
-@pytest.mark.parametrize("side", ["ours", "nanogpt", "original", "llama"])
+LLAMA = pytest.param("llama", marks=pytest.mark.peers("transformers"))
+
+
+@pytest.mark.parametrize("side", ["ours", "nanogpt", "original", LLAMA])
 def test_micro_batches_change_no_loss_and_no_gradient(parts, repos, side, monkeypatch):
-    if side == "llama":
-        pytest.importorskip("transformers")
     norms, clip = [], torch.nn.utils.clip_grad_norm_
 
     def spy(parameters, limit):
