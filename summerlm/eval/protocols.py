@@ -12,8 +12,9 @@ docs/evaluation.md has each protocol's formula and source.
 Shapes: U units (documents; blocks of the original's), T positions of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ from summerlm.core.progress import Progress, silent
 from summerlm.core.ranks import ALONE, Ranks
 from summerlm.eval.bootstrap import Estimate, Floats, bootstrap
 from summerlm.eval.corpus import Corpus
+from summerlm.eval.likelihood import BATCH_TOKENS, BATCH_TOKENS_ELSEWHERE
 from summerlm.eval.plans import (
     COLUMNS,
     FIGURES,
     NATS,
     ORIGINAL_BATCH,
+    PROTOCOLS,
     TOKENS,
     Plan,
     Streams,
@@ -38,10 +41,9 @@ from summerlm.eval.plans import (
     rolling_plan,
     sliding_plan,
 )
+from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.windows import score
 from summerlm.generate.engine import LanguageModel
-
-BATCH_TOKENS = 4096  # positions read at once, if a window isn't longer
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class ProtocolScore:
         settings: `context`, and `stride` or `block`, in tokens; `read`, positions that the
             model read for this protocol and for none before it; `alone`, those that it would
             have read for this protocol alone.
+        sums: What the figures are made of, by unit, in the order of the text: `nats`, and what
+            they are divided by; with them two models can be compared document by document.
         notes: What a reader must know to compare it.
     """
 
@@ -62,6 +66,7 @@ class ProtocolScore:
     figures: dict[str, Estimate]
     n: dict[str, int]
     settings: dict[str, int]
+    sums: dict[str, list[float]]
     notes: tuple[str, ...] = ()
 
 
@@ -71,7 +76,7 @@ def measure_protocols(
     *,
     stride: int | None = None,
     seed: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     precision: torch.dtype | None = None,
     ranks: Ranks = ALONE,
     progress: Progress = silent,
@@ -84,7 +89,8 @@ def measure_protocols(
         stride: Tokens that a window is asked for, where a protocol lets windows overlap; None =
             half the context.
         seed: Of the bootstrap.
-        batch_tokens: Positions read at once, if a window isn't longer.
+        batch_tokens: Positions read at once, if a window isn't longer; None = as many as suit the
+            device.
         precision: Autocast's dtype; None = the weights' own.
         ranks: Who shares the work: every rank calls this with the same text.
         progress: Told of the positions read.
@@ -101,6 +107,9 @@ def measure_protocols(
         raise UsageError(f"stride {stride}: must be 1 to the context, {context}")
     if not any(corpus.documents):
         raise UsageError(f"nothing to measure: {len(corpus.documents)} documents hold no text")
+    if batch_tokens is None:
+        kind = next(lm.model.parameters()).device.type
+        batch_tokens = BATCH_TOKENS.get(kind, BATCH_TOKENS_ELSEWHERE)
     streams = Streams(lm.tokenizer)
     plans = [
         original_plan(corpus, streams, context),
@@ -114,6 +123,45 @@ def measure_protocols(
         plan.protocol: _score_of(plan, nats, corpus.notes, seed)
         for plan, nats in zip(plans, sums, strict=True)
     }
+
+
+def result_of(
+    task: str, scores: Mapping[str, ProtocolScore], documents: int, data: Mapping[str, Any]
+) -> TaskResult:
+    """Put what `measure_protocols` found into the form of every task's result.
+
+    Args:
+        task: The text's name.
+        scores: What it found.
+        documents: Documents of the text.
+        data: Where the text is from; see `Items.origin`.
+
+    Returns:
+        A result with a part a protocol, named after it; their `data` also have the scores' `n`,
+        `settings` and `sums`. Its own figures are those of all parts, as `rolling_bits_per_byte`.
+    """
+    parts = {
+        name: TaskResult(
+            task=f"{task}_{name}",
+            protocol=PROTOCOLS[name],
+            items=score.n.get("documents", score.n.get("blocks", 0)),
+            few_shot=0,
+            figures={
+                figure: Figure(e.value, e.error, None, False, e.low, e.high)
+                for figure, e in score.figures.items()
+            },
+            data={**data, "n": score.n, "settings": score.settings, "sums": score.sums},
+            notes=score.notes,
+        )
+        for name, score in scores.items()
+    }
+    figures = {
+        f"{name}_{figure}": value
+        for name, part in parts.items()
+        for figure, value in part.figures.items()
+    }
+    words = "perplexity, by protocol"
+    return TaskResult(task, words, documents, 0, figures, parts=parts, data=dict(data))
 
 
 @dataclass
@@ -166,7 +214,12 @@ def _ask(
     total, done = sum(reading.end - reading.start for reading in readings), 0
     was_training = model.training
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision is not None):
+    # a compiled block would be compiled anew for each shape of a batch
+    with (
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+        torch.autocast(device.type, precision, enabled=precision is not None),
+    ):
         for turn in range(0, len(batches), ranks.world):
             own = turn + ranks.rank
             # where no batch is left a rank reads another's: a sharded model is read by all
@@ -225,7 +278,8 @@ def _score_of(plan: Plan, nats: Floats, notes: tuple[str, ...], seed: int) -> Pr
     figures = {name: bootstrap(sums, FIGURES[name].of, seed=seed) for name in names}
     if plan.protocol == "original" and figures:
         figures["perplexity"] = replace(figures["perplexity"], value=_mean_of_batches(sums))
-    return ProtocolScore(plan.protocol, figures, n, plan.settings, (*plan.notes, *notes))
+    columns = {COLUMNS[column]: sums[:, column].tolist() for column in (NATS, *counted)}
+    return ProtocolScore(plan.protocol, figures, n, plan.settings, columns, (*plan.notes, *notes))
 
 
 def _mean_of_batches(sums: Floats) -> float:

@@ -32,7 +32,7 @@ from summerlm.eval.metrics import (
     same_answer,
 )
 from summerlm.eval.preparing import Part, count_examples, prepare
-from summerlm.eval.protocols import measure_protocols
+from summerlm.eval.protocols import measure_protocols, result_of
 from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.templates import SEED
 from summerlm.generate.engine import LanguageModel
@@ -248,31 +248,4 @@ def _measure_text(
     scores = measure_protocols(
         lm, corpus, stride=stride, seed=seed, precision=precision, ranks=ranks, progress=progress
     )
-    parts = {
-        name: TaskResult(
-            task=f"{task.name}_{name}",
-            protocol=name,
-            items=score.n.get("documents", score.n.get("blocks", 0)),
-            few_shot=0,
-            figures={
-                figure: Figure(e.value, e.error, None, False, e.low, e.high)
-                for figure, e in score.figures.items()
-            },
-            data={**rows.origin, "n": score.n, "settings": score.settings},
-            notes=score.notes,
-        )
-        for name, score in scores.items()
-    }
-    return TaskResult(
-        task=task.name,
-        protocol=PROTOCOLS[task.kind],
-        items=len(corpus.documents),
-        few_shot=0,
-        figures={
-            f"{name}_{figure}": value
-            for name, part in parts.items()
-            for figure, value in part.figures.items()
-        },
-        parts=parts,
-        data=rows.origin,
-    )
+    return result_of(task.name, scores, len(corpus.documents), rows.origin)
