@@ -20,6 +20,7 @@ from summerlm.core.parts import Part
 from summerlm.train.saving import resume
 
 LAYOUTS = [(w, s) for w in (1, 2, 3, 4) for s in range(1, w + 1) if w % s == 0]
+OF_PROCESSES = [(2, 1), (3, 3), (4, 2)]  # whose ranks are no threads: starting processes takes long
 
 
 def save(ranks, folder, shards, step=1):
@@ -37,7 +38,10 @@ def load(ranks, folder, shards, step=1):
 def test_every_layout_loads_every_other_s_to_the_bit(tmp_path):
     for world, shards in LAYOUTS:
         folder = tmp_path / f"{world}-{shards}"
-        run_ranks(save, folder, shards, world=world)
+        if (world, shards) in OF_PROCESSES:
+            run_ranks(save, folder, shards, world=world)
+        else:
+            in_threads(world, lambda r, f=folder, s=shards: save(r, f, s))
         verify(folder / "step-00000001")
         for stem, tensors in whole(1).items():
             read = read_tensors(folder / "step-00000001", stem)
