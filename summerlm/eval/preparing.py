@@ -32,11 +32,12 @@ class Part:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """Context and continuation of all items, one after another."""
-        return [
-            (before + context, continuation)
-            for before, item in zip(self.before, self.items, strict=True)
-            for context, continuation in item.pairs
-        ]
+        return [pair for number in range(len(self.items)) for pair in self.pairs_of(number)]
+
+    def pairs_of(self, number: int) -> list[tuple[str, str]]:
+        """Give context and continuation for each choice of an item, with what stands in front."""
+        before, item = self.before[number], self.items[number]
+        return [(before + context, continuation) for context, continuation in item.pairs]
 
 
 def count_examples(task: Task, few_shot: int | None) -> int:
@@ -75,8 +76,8 @@ def prepare(task: Task, name: str, where: Where, count: int, seed: int, limit: i
     Raises:
         UsageError: If rows can't be read, or one can't be used; the message has the row.
     """
-    rows = read_items(task, task.data.split, where, name)
-    del rows[limit:]
+    whole = read_items(task, task.data.split, where, name)
+    rows = Items(whole[:limit], whole.origin)
     items = _rendered(task, rows, name)
     before = [describe_part(task, name)] * len(items)
     if count:

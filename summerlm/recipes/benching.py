@@ -96,6 +96,8 @@ def _changes(settings: Settings, folder: Path) -> list[str]:
         "run.profile=false",
         "validation.characters_per_source=0",
         "samples.prompts=[]",
+        "evaluation.tasks=[]",
+        "evaluation.metric=none",
         "train.on_spike=none",
         "train.max_skipped_steps=1000000",
         f"train.budget_tokens={budget}",

@@ -3,7 +3,7 @@
 Flow:
     1. `pretrain` joins its job and takes the run folder; a finished run is left as it is;
     2. `open_run` brings the run to where its next step can be made;
-    3. `run_steps` iterates over the loop with its hooks: count, record, validate, sample, save;
+    3. `run_steps` iterates over the loop with its hooks: count, record, measure, sample, save;
     4. a signal to any rank saves and leaves; a spike may go back to a checkpoint and on from there;
     5. at the end the run is saved and its ledger written.
 Every rank does all of this; the leading one holds the folder, records and speaks.
@@ -32,6 +32,7 @@ from summerlm.data.ledger import Ledger
 from summerlm.data.loader import Steps, refuse_world
 from summerlm.optim.schedule import rate_factor
 from summerlm.recipes.assembling import make_stepper
+from summerlm.recipes.best import Best
 from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import Run, is_finished, open_run
 from summerlm.recipes.profiling import profiled_run
@@ -39,6 +40,7 @@ from summerlm.recipes.recording import Record, describe_run, open_recorder, seco
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.spikes import Spikes
 from summerlm.recipes.storing import make_saver
+from summerlm.recipes.suites import Rounds
 from summerlm.recipes.watching import Watch
 from summerlm.train.feed import Feed
 from summerlm.train.guards import Guard
@@ -128,6 +130,8 @@ class Equipment:
     saver: Saver
     spikes: Spikes
     watch: Watch
+    best: Best
+    rounds: Rounds
     loader: Steps
 
 
@@ -197,10 +201,13 @@ def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Equipment:
     settings, state, ranks = run.settings, run.state or {}, run.ranks
     guard = Guard(settings.train, state.get("guard"))
     ledger = Ledger([source.name for source in run.sources], state.get("ledger"))
+    best = Best(run)
+    saver = make_saver(run, recorder, guard, ledger, best.states)
+    rounds = Rounds(run, recorder, stop, saver.settle, best.see)
 
     def open_data() -> tuple[Watch, Steps]:
         with stop.interrupting():  # held-out texts are read, and a state of tokens is dealt again
-            watch = Watch(run, recorder)
+            watch = Watch(run, recorder, best.see)
             return watch, open_loader(
                 settings,
                 run.sources,
@@ -211,9 +218,8 @@ def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Equipment:
             )
 
     watch, loader = ranks.agree(open_data)
-    saver = make_saver(run, recorder, guard, ledger)
     spikes = Spikes(run, loader, saver, recorder)
-    return Equipment(guard, ledger, saver, spikes, watch, loader)
+    return Equipment(guard, ledger, saver, spikes, watch, best, rounds, loader)
 
 
 def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
@@ -239,6 +245,8 @@ def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
         every(settings.validation.every_steps, saver.settle, last_step=last),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
+        gear.rounds,
+        gear.best.when_new(saver.save),
         every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),
     ]
 

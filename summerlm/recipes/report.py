@@ -1,16 +1,18 @@
-"""A run as one page: curves, samples, settings and environment in a single HTML file.
+"""A run as one page: curves, tasks, samples, settings and environment in a single HTML file.
 
 Flow: `write_report` reads the run folder, draws with matplotlib into inline SVG, and fills
 `report.html.jinja`; the page loads nothing and runs no script, so it works anywhere, offline.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from summerlm.core.console import format_seconds, format_value
@@ -47,6 +49,7 @@ def write_report(path: Path) -> Path:
         name=path.resolve().name,
         facts=_facts(steps, summary),
         charts=_charts(steps, checks),
+        tasks=_task_charts([row for row in rows if row["kind"] == "evaluation"]),
         baselines=_baselines(summary),
         completions=summary.get("completions", []),
         samples=read_rows(folder.samples)[-12:],
@@ -117,9 +120,7 @@ def _draw(
     points_name: str = "",
 ) -> str:
     """Draw one curve over tokens as SVG text; a named curve also gets its smoothed self."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "summerlm", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 3.0) if name else (3.1, 1.9), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing((6.4, 3.0) if name else (3.1, 1.9)) as (axes, svg):
         axes.plot(tokens, values, color=SOFT if name else INK, linewidth=0.9, label=name)
         if name:
             axes.plot(tokens, _smooth(values), color=INK, linewidth=1.5, label=f"{name}, smoothed")
@@ -127,6 +128,56 @@ def _draw(
             axes.plot(*zip(*points, strict=True), "o-", color=WARM, markersize=4, label=points_name)
         if name:
             axes.legend(frameon=False)
+    return svg.getvalue()
+
+
+def _task_charts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Give a curve for each figure of each task, in the order of their first rows."""
+    curves: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["value"] is not None:  # as a perplexity that has run out of numbers
+            curves.setdefault((row["task"], row["metric"]), []).append(row)
+    return [
+        {"title": _task_caption(task, metric, curve[-1]), "svg": _draw_task(curve)}
+        for (task, metric), curve in curves.items()
+    ]
+
+
+def _task_caption(task: str, metric: str, last: Mapping[str, Any]) -> str:
+    error = "" if last["error"] is None else f" ± {format_value(last['error'])}"
+    chance = "" if last["chance"] is None else f", chance {format_value(last['chance'])} (dashed)"
+    shots = f"{last['few_shot']}-shot"
+    return (
+        f"{task}, {metric}: {format_value(last['value'])}{error} at step {last['step']}{chance}; "
+        f"n = {last['items']:,}, {shots}"
+    )
+
+
+def _draw_task(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Draw a figure of a task over tokens, one standard error up and down, and its chance level."""
+    tokens, values = [row["tokens"] for row in curve], [row["value"] for row in curve]
+    errors = [row["error"] or 0.0 for row in curve]
+    with _drawing((3.1, 1.9)) as (axes, svg):
+        low, high = (
+            [value + sign * error for value, error in zip(values, errors, strict=True)]
+            for sign in (-1, 1)
+        )
+        axes.fill_between(tokens, low, high, color=SOFT, linewidth=0)
+        drawn = axes.errorbar(tokens, values, errors, fmt="o-", color=INK, markersize=3)
+        drawn.lines[0].set_gid("curve")
+        if (chance := curve[-1]["chance"]) is not None:
+            axes.axhline(chance, color=WARM, linestyle="--", linewidth=1, gid="chance")
+    return svg.getvalue()
+
+
+@contextmanager
+def _drawing(size: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
+    """Lend axes over tokens, of a size in inches; what is drawn on them is then SVG text."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "summerlm", "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        yield axes, text
         axes.set_xlabel("tokens")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
@@ -134,8 +185,8 @@ def _draw(
         figure.savefig(
             buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    whole = buffer.getvalue()
+    text.write(whole[whole.index("<svg") :])
 
 
 def _smooth(values: Sequence[float], share: float = 0.02) -> list[float]:

