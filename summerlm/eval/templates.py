@@ -24,7 +24,14 @@ from summerlm.eval.definition import Task
 
 SEED = 1234  # of the examples: lm-eval's own, so that both draw the same
 
-_FAULTS = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError)
+_FAULTS = (
+    jinja2.TemplateError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+)
 
 
 class ItemError(UsageError):
