@@ -157,7 +157,7 @@ class Masked(Frame):
         q, k, v = (t.transpose(1, 2).contiguous() for t in (q, k, v))
         k, v = memory.extend(k, v)  # (B, K, S, C)
         y: Tensor = plain_attention(q, k, v, self.bias, dropout)[0]
-        return y.transpose(1, 2)
+        return y
 
 
 def append(x: Tensor, channels: Tensor) -> Tensor:

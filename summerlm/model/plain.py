@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUERIES = 64  # at once
+QUERIES = 128  # at once
 
 
 @torch.library.custom_op("summerlm::plain_attention", mutates_args=())
@@ -36,16 +36,17 @@ def plain_attention(
         dropout: Share of the probabilities dropped.
 
     Returns:
-        The averages, (B, H, T, C), and for each block its probabilities, (BK, GQ, S), and where
-        some are dropped a mask of the others.
+        The averages, (B, T, H, C), contiguous, as what follows reads them, and for each block its
+        probabilities, (BK, GQ, S), and where some are dropped a mask of the others.
     """
     B, H, T, C = q.shape
     before = k.shape[2] - T
     q, k, v = _flatten(q, k, v)
-    out, kept = q.new_empty(q.shape), []  # contiguous, which q may not be
+    out, kept = q.new_empty(B, T, H, C), []
     for some in _blocks(T):
         keys = slice(0, before + some.stop)  # no query of these reads later ones
-        scores = q[:, :, some].reshape(len(k), -1, C) @ k[:, keys].mT  # (BK, GQ, S)
+        # a part of the keys is copied by the product anyway, and slowly where it is transposed
+        scores = q[:, :, some].reshape(len(k), -1, C) @ k[:, keys].contiguous().mT  # (BK, GQ, S)
         view = scores.view(B, H, -1, keys.stop)
         torch.add(bias[:, :, some, keys], view, alpha=C**-0.5, out=view)
         p = scores.softmax(-1)
@@ -53,8 +54,8 @@ def plain_attention(
         if dropout:
             p, mask = torch.native_dropout(p, dropout, True)
             kept.append(mask)
-        out[:, :, some] = (p @ v[:, keys]).view(len(k), len(q[0]), -1, C)
-    return out.view(B, H, T, C), kept
+        out[:, some] = (p @ v[:, keys]).view(B, H, -1, C).transpose(1, 2)
+    return out, kept
 
 
 @torch.library.custom_op("summerlm::plain_attention_backward", mutates_args=())
@@ -64,7 +65,7 @@ def plain_attention_backward(
     """Differentiate `plain_attention`; gradients of keys and values add up in float32.
 
     Args:
-        gradient: Of the averages, (B, H, T, C).
+        gradient: Of the averages, (B, T, H, C).
         q: Queries, (B, H, T, C).
         k: Keys, (B, K, P, C).
         v: Values, (B, K, P, C).
@@ -77,21 +78,27 @@ def plain_attention_backward(
     shapes, T, C = (q.shape, k.shape, v.shape), q.shape[2], q.shape[3]
     before = k.shape[2] - T
     q, k, v = _flatten(q, k, v)
-    gradient = gradient.reshape(q.shape)
     dq = q.new_empty(q.shape)
-    dk, dv = (k.new_zeros(k.shape, dtype=torch.float32) for _ in range(2))
-    remaining = iter(kept)
-    for some in _blocks(T):
-        keys, p = slice(0, before + some.stop), next(remaining)
-        g = gradient[:, :, some].reshape(len(k), -1, C)  # (BK, GQ, C)
-        dp, used = g @ v[:, keys].mT, p  # (BK, GQ, S)
+    dk, dv = (k.new_empty(k.shape, dtype=torch.float32) for _ in range(2))
+    remaining = reversed(kept)
+    for some in reversed(_blocks(T)):  # the last one reads all keys
+        keys = slice(0, before + some.stop)
+        mask = next(remaining) if dropout else None
+        p = next(remaining)
+        g = gradient[:, some].transpose(1, 2).reshape(len(k), -1, C)  # (BK, GQ, C)
+        dp, used = g @ v[:, keys].contiguous().mT, p  # (BK, GQ, S)
         if dropout:
-            mask, scale = next(remaining), 1 / (1 - dropout)
+            scale = 1 / (1 - dropout)
             dp, used = (torch.ops.aten.native_dropout_backward(x, mask, scale) for x in (dp, p))
-        dv[:, keys] += used.mT @ g
         ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
         dq[:, :, some] = (ds @ k[:, keys]).view(len(k), len(q[0]), -1, C)
-        dk[:, keys] += ds.mT @ q[:, :, some].reshape(len(k), -1, C)
+        dk_here, dv_here = ds.mT @ q[:, :, some].reshape(len(k), -1, C), used.mT @ g
+        if some.stop == T:
+            dk.copy_(dk_here)
+            dv.copy_(dv_here)
+        else:
+            dk[:, keys] += dk_here
+            dv[:, keys] += dv_here
     scale = C**-0.5
     found = dq.mul_(scale), dk.mul_(scale).to(k.dtype), dv.to(v.dtype)
     dq, dk, dv = (x.view(shape) for x, shape in zip(found, shapes, strict=True))
@@ -108,7 +115,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> tuple[Te
         kept.append(q.new_empty(shape))
         if dropout:
             kept.append(q.new_empty(shape, dtype=torch.bool))
-    return q.new_empty(q.shape), kept
+    return q.new_empty(q.transpose(1, 2).shape), kept
 
 
 @plain_attention_backward.register_fake
