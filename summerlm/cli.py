@@ -17,6 +17,7 @@ from rich.console import Console
 from summerlm.cli_bench import bench
 from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
+from summerlm.cli_eval import evaluate
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
 from summerlm.cli_plan import plan
 from summerlm.core.errors import UsageError, explain
@@ -32,6 +33,7 @@ app = typer.Typer(
 tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_help=True)
 app.command()(plan)
 app.command()(bench)
+app.command(name="eval")(evaluate)
 app.add_typer(data, name="data")
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(tokenizer, name="tokenizer")
@@ -87,23 +89,6 @@ def train(
                 from summerlm.recipes.pretrain import pretrain
             code = settle_exit_code(pretrain(settings, Console()))
     raise typer.Exit(code)
-
-
-@app.command(name="eval")
-def evaluate(
-    run: Run,
-    text: Annotated[
-        list[str], typer.Option("--text", help="Text files, folders or globs; may be repeated.")
-    ],
-    stride: Annotated[
-        int | None, typer.Option(help="Targets a window scores; default half the context.", min=1)
-    ] = None,
-    to: Json = None,
-) -> None:
-    """Measure loss, perplexity and bits per byte on text."""
-    from summerlm.recipes.evaluating import evaluate as recipe
-
-    show_facts("evaluation", recipe(run, text, stride), to)
 
 
 @app.command()

@@ -1,55 +1,137 @@
-"""Measuring a trained model on text.
+"""Measuring a trained model: texts under every protocol, tasks, and lm-eval's own tasks.
 
-Flow: the command `eval` prints what `evaluate` returns.
+Flow:
+    1. `eval_request` says what is `Wanted`, and where data lie;
+    2. `evaluate` loads the model, measures, and gives plain facts: what `--json` writes;
+    3. `eval_tables` lays them out, `comparing` puts those of several runs side by side.
+The facts hold no times, so that the same evaluation gives the same file.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from summerlm.checkpoint.load import load
-from summerlm.core.hardware import pick_device
+import torch
+
+from summerlm import __version__
+from summerlm.checkpoint.load import Loaded, load
+from summerlm.core.errors import UsageError
+from summerlm.core.hardware import describe, pick_device
+from summerlm.core.progress import Progress, silent
+from summerlm.core.ranks import ALONE, Ranks
 from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.opening import open_sources
-from summerlm.eval.text import measure
-from summerlm.recipes.watching import EVAL_ROWS
+from summerlm.eval.corpus import Corpus
+from summerlm.eval.items import Where
+from summerlm.eval.protocols import measure_protocols, result_of
+from summerlm.eval.results import TaskResult
+from summerlm.eval.running import run_task
+from summerlm.eval.task import expand
+from summerlm.generate.engine import LanguageModel
+from summerlm.plan.count import parameters
+from summerlm.recipes.eval_request import Wanted, mirror_of
+
+FORMAT = 1  # of the facts
 
 
-def evaluate(run: Path, texts: Sequence[str], stride: int | None) -> dict[str, Any]:
-    """Measure a model on whole documents.
+def evaluate(
+    run: Path, wanted: Wanted, where: Where, progress: Progress = silent
+) -> dict[str, Any]:
+    """Measure a model.
 
     Args:
         run: A run folder or checkpoint.
-        texts: Files, folders or globs of text, JSON lines or parquet.
-        stride: Targets that each window scores; None = half the context.
+        wanted: What and how.
+        where: Where tasks' data lie.
+        progress: Told how far it has come.
 
     Returns:
-        Documents, tokens, bytes, loss (nats a token), perplexity, bits per byte, the context and
-        stride they were measured with, and the checkpoint's step.
+        `model`, `settings`, `versions`, `results` (each `TaskResult.facts`), `checkpoint`, `step`;
+        with texts what `measure` says of them, too, and with lm-eval's tasks `lm_eval`.
+
+    Raises:
+        SummerError: If nothing is asked for, or something can't be had; tasks are looked up
+            before the model is loaded.
     """
-    loaded = load(run, pick_device("auto"))
-    context = loaded.model.config.context
-    score = measure(
-        loaded.model,
-        loaded.tokenizer,
-        read_documents(texts),
-        context=context,
-        stride=stride,
-        batch_rows=EVAL_ROWS,
-        precision=None,
-    )
-    return {
+    if not (wanted.texts or wanted.names or wanted.harness):
+        raise UsageError("nothing to measure: ask for --suite, --text or --lm-eval")
+    expand(wanted.names)
+    run_harness = _find_harness() if wanted.harness else None
+    device = pick_device("auto")
+    loaded = load(run, device)
+    lm = LanguageModel(loaded.model, loaded.tokenizer)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
         "checkpoint": str(loaded.folder),
         "step": loaded.state["step"],
-        "documents": score.documents,
-        "tokens": score.tokens,
-        "bytes": score.bytes,
-        "loss": score.loss,
-        "perplexity": score.perplexity,
-        "bits_per_byte": score.bits_per_byte,
-        "context": context,
-        "stride": stride or context // 2,
+        "model": _describe_model(run, loaded),
+        "settings": _describe_settings(lm, wanted, where),
+        "versions": {"summerlm": __version__, **describe(device)},
+        "results": [],
     }
+    results: list[TaskResult] = []
+    if wanted.texts:
+        results.append(_measure_texts(lm, wanted, progress))
+        facts |= _as_measure_says(results[0])
+    results += evaluate_suite(lm, wanted, where, progress=progress)
+    for result in results:
+        found = result.facts()
+        del found["seconds"]
+        facts["results"].append(found)
+    if run_harness is not None:
+        facts["lm_eval"] = run_harness(
+            lm,
+            wanted.harness,
+            mirror=mirror_of(where),
+            few_shot=wanted.few_shot,
+            limit=wanted.limit,
+            seed=wanted.seed,
+        )
+    return facts
+
+
+def evaluate_suite(
+    lm: LanguageModel,
+    wanted: Wanted,
+    where: Where,
+    *,
+    precision: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
+    progress: Progress = silent,
+) -> list[TaskResult]:
+    """Measure a model in tasks.
+
+    Args:
+        lm: The model with its tokenizer.
+        wanted: Which tasks and how.
+        where: Where their data lie.
+        precision: Autocast's dtype; None = the weights' own.
+        ranks: Who shares the work: every rank calls this with the same arguments.
+        progress: Told how far it has come.
+
+    Returns:
+        A result a task, the same on all ranks.
+    """
+    results = []
+    tasks = expand(wanted.names)
+    for number, task in enumerate(tasks):
+        progress("tasks", number, len(tasks))
+        result = run_task(
+            lm,
+            task,
+            where,
+            few_shot=None if task.kind == "text" else wanted.few_shot,
+            seed=wanted.seed,
+            limit=wanted.limit,
+            stride=wanted.stride,
+            precision=precision,
+            ranks=ranks,
+            progress=progress,
+        )
+        results.append(result)
+    return results
 
 
 def read_documents(texts: Sequence[str]) -> Iterator[str]:
@@ -70,3 +152,80 @@ def read_documents(texts: Sequence[str]) -> Iterator[str]:
         (source,) = open_sources(DataConfig(sources=sources, held_out_fraction=0), lanes=1)
         for unit in range(len(source.units)):
             yield from (row for row in source.read(unit) if isinstance(row, str))
+
+
+def _measure_texts(lm: LanguageModel, wanted: Wanted, progress: Progress) -> TaskResult:
+    corpus = Corpus.of_documents(read_documents(wanted.texts))
+    if wanted.limit is not None:
+        corpus = replace(
+            corpus, documents=corpus.documents[: wanted.limit], rows=corpus.rows[: wanted.limit]
+        )
+    digest = hashlib.sha256()
+    for document in corpus.documents:
+        digest.update(hashlib.sha256(document.encode()).digest())
+    data = {
+        "origin": "file",
+        "repository": None,
+        "folder": " ".join(wanted.texts),
+        "split": None,
+        "revision": None,
+        "rows_sha256": digest.hexdigest(),
+        "seed": wanted.seed,
+        "limit": wanted.limit,
+    }
+    scores = measure_protocols(
+        lm, corpus, stride=wanted.stride, seed=wanted.seed, progress=progress
+    )
+    return result_of("text", scores, len(corpus.documents), data)
+
+
+def _as_measure_says(result: TaskResult) -> dict[str, Any]:
+    """Give what `eval.text.measure` would say: that is the protocol "raw"."""
+    raw = result.parts["raw"]
+    n, sums, settings = (raw.data[key] for key in ("n", "sums", "settings"))
+    return {
+        "documents": n["documents"],
+        "tokens": n["tokens"],
+        "bytes": n["bytes"],
+        "loss": sum(sums["nats"]) / n["tokens"],
+        "perplexity": raw.figures["perplexity"].value,
+        "bits_per_byte": raw.figures["bits_per_byte"].value,
+        "context": settings["context"],
+        "stride": settings["stride"],
+    }
+
+
+def _describe_model(run: Path, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "name": run.resolve().name,
+        "step": loaded.state["step"],
+        "tokens": loaded.state["tokens"],
+        "parameters": parameters(loaded.model.config),
+        "context": loaded.model.config.context,
+        "vocabulary": loaded.model.config.vocabulary,
+        "tokenizer": loaded.tokenizer.fingerprint,
+    }
+
+
+def _describe_settings(lm: LanguageModel, wanted: Wanted, where: Where) -> dict[str, Any]:
+    return {
+        "few_shot": wanted.few_shot,
+        "seed": wanted.seed,
+        "limit": wanted.limit,
+        "stride": wanted.stride or max(1, lm.config.context // 2),
+        "precision": str(next(lm.model.parameters()).dtype).removeprefix("torch."),
+        "mirror": None if (mirror := mirror_of(where)) is None else str(mirror),
+        "bundle": where.bundle,
+    }
+
+
+def _find_harness() -> Callable[..., dict[str, Any]]:
+    """Import what speaks to lm-eval; other uses don't need the extra."""
+    try:
+        from summerlm.eval.harness_tasks import evaluate_with_harness
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise UsageError("--lm-eval needs lm-eval: pip install 'summerlm[eval]'") from None
+    return evaluate_with_harness
