@@ -48,6 +48,7 @@ class Where:
         deadline_s: Longest time that a read is tried again, in seconds.
         kept: Rows that were read, by task, split and part, so that whoever measures again and
             again reads once, and always the same; None = nothing is kept.
+        listings: Files of repositories, listed once: all of a task is of one commit.
     """
 
     mirror: Path | None = None
@@ -56,6 +57,7 @@ class Where:
     stall_timeout_s: float = 30
     deadline_s: float = 120
     kept: dict[tuple[str, str, str], "Items"] | None = None
+    listings: dict[tuple[str, str | None], Listing] = field(default_factory=dict, repr=False)
 
 
 class Items(list[dict[str, Any]]):
@@ -124,11 +126,8 @@ def _published(
         places += [(other.folder, other.split) for other in data.instead]
     failure: UsageError | None = None
     for folder_there, split_there in places:
-        config = SourceConfig(
-            weight=1, hub=data.repository, data_dir=folder_there, revision=data.revision
-        )
         try:
-            listing = find_files(task.name, config, where.mirror, transfer)
+            listing = _listed(task, folder_there, where, transfer)
             chosen = of_split(listing, folder_there, split_there)
         except UsageError as error:
             failure = failure or error
@@ -149,6 +148,25 @@ def _published(
         return origin, [(file.url, transfer.fetch(file)) for file in chosen]
     words = str(failure).removeprefix(f"source {task.name}: ")
     raise UsageError(f"{words}; {_how(task, folder, split)}")
+
+
+def _listed(task: Task, folder: str | None, where: Where, transfer: Transfer) -> Listing:
+    """List a folder of a repository; one of many parts is listed whole, once."""
+    listed = None if task.parts else folder
+    key = (task.data.repository, listed)
+    if key not in where.listings:
+        revision = task.data.revision
+        config = SourceConfig(
+            weight=1, hub=task.data.repository, data_dir=listed, revision=revision
+        )
+        where.listings[key] = find_files(task.name, config, where.mirror, transfer)
+    found = where.listings[key]
+    if listed == folder:
+        return found
+    below = [file for file in found.files if file.name.startswith(f"{folder}/")]
+    if not below:
+        raise UsageError(f"{task.data.repository} there has no folder {folder!r}")
+    return Listing(found.revision, below)
 
 
 def of_split(listing: Listing, folder: str | None, split: str) -> list[File]:

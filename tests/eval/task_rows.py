@@ -187,7 +187,7 @@ ROWS["arc_challenge"] = ARC
 def write_mirror(folder, name, few_shot=()):
     """Write a task's rows, and rows for its examples, as a mirror of the hub holds them."""
     task = load_task(name)
-    splits = {task.data.split: ROWS[name.removesuffix("_abstract_algebra")]}
+    splits = {task.data.split: ROWS["mmlu" if name.startswith("mmlu") else name]}
     if few_shot:
         splits[task.few_shot.split] = list(few_shot)
     below = (task.data.folder or "data").format(part=task.part_names[0])
