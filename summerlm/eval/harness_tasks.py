@@ -62,7 +62,11 @@ class Tasks(TaskFactory):
         try:
             return config | self._mirrored(self._mirror, config)
         except UsageError as error:
-            raise UsageError(f"lm-eval's task {config['task']}: {error}") from None
+            words = str(error).removeprefix(f"source {config['task']}: ")
+            raise UsageError(
+                f"lm-eval's task {config['task']}: {words}; a mirror needs what `hf download "
+                f"{repository} --repo-type dataset --local-dir MIRROR/{repository}` writes"
+            ) from None
 
     def _mirrored(self, mirror: Path, config: dict[str, Any]) -> dict[str, Any]:
         """Say where a task's splits lie in the mirror; those that it lacks are none."""

@@ -44,7 +44,7 @@ def harness_tasks():
 
 @pytest.fixture(scope="module")
 def lm():
-    tokenizer = learn_bpe([TEXT], 290)
+    tokenizer = learn_bpe([TEXT], 285)
     config = ModelConfig(
         vocabulary=tokenizer.vocabulary,
         width=32,
@@ -253,7 +253,8 @@ def own_task(tmp_path, offline):
 @pytest.mark.slow
 def test_a_task_of_the_users_by_file_and_by_folder(lm, harness, harness_tasks, own_task):
     evaluate = harness_tasks.evaluate_with_harness
-    by_file = evaluate(lm, [str(own_task / "where.yaml")])
+    by_file = evaluate(lm, [str(own_task / "where.yaml")], seed=5)
+    assert by_file["config"]["fewshot_seed"] == 5
     by_folder = evaluate(lm, [str(own_task)])
     asked = [(f"{q['question']}?", f" {text}") for q in QUESTIONS for text in q["choices"]["text"]]
     values = harness.HarnessModel(lm).loglikelihood(requests(*asked))
@@ -275,14 +276,12 @@ def test_a_mirror_takes_the_hubs_place(lm, harness_tasks, tmp_path, offline):
     assert 0 <= found["results"]["arc_easy"]["acc_norm,none"] <= 1
     with pytest.raises(UsageError, match=r"arc_easy: .* split 'train'"):
         evaluate(lm, ["arc_easy"], mirror=path, few_shot=2)
-    with pytest.raises(UsageError, match=r"arc_challenge: the mirror has no .*test-\*.parquet"):
+    with pytest.raises(UsageError, match=r"arc_challenge: no file .*ARC-Challenge.*hf download"):
         evaluate(lm, ["ai2_arc"], mirror=path)  # a tag, of both
     mirrored(path, "allenai/ai2_arc", "ARC-Easy", train=QUESTIONS[::-1])
     shots = evaluate(lm, ["arc_easy"], mirror=path, few_shot=2)
     assert shots["n-shot"]["arc_easy"] == 2
-    same, other = (evaluate(lm, ["arc_easy"], mirror=path, few_shot=2, seed=s) for s in (1234, 5))
-    assert same["results"] == shots["results"]
-    assert other["config"]["fewshot_seed"] == 5
+    assert shots["config"]["fewshot_seed"] == 1234
 
 
 @pytest.mark.slow
@@ -295,10 +294,11 @@ def test_a_group_reads_the_mirror(lm, harness_tasks, tmp_path, offline):
     for part in ("astronomy", "virology"):
         mirrored(path, "cais/mmlu", part, test=rows, dev=rows)
     names = ["mmlu_astronomy", "mmlu_virology"]
-    group = tmp_path / "pair.yaml"
+    group = tmp_path / "own" / "pair.yaml"
+    group.parent.mkdir()
     means = [{"metric": "acc"}]
     group.write_text(json.dumps({"group": "pair", "task": names, "aggregate_metric_list": means}))
-    found = harness_tasks.evaluate_with_harness(lm, [str(group)], mirror=path, few_shot=5)
+    found = harness_tasks.evaluate_with_harness(lm, [str(group.parent)], mirror=path, few_shot=5)
     assert found["groups"].keys() == {"pair"}
     assert harness_tasks.table_of(found).count("pair") == 2
 
@@ -310,7 +310,7 @@ def test_what_lm_eval_does_not_have(lm, harness_tasks, offline, tmp_path):
         evaluate(lm, ["arc_esay"])
     with pytest.raises(UsageError, match=r"no task '.*gone.yaml'"):
         evaluate(lm, [str(tmp_path / "gone.yaml")])
-    with pytest.raises(SourceDownError, match=r"arc_easy: .*mirror .* needs owner/name/config"):
+    with pytest.raises(SourceDownError, match=r"arc_easy: .*a mirror is needed"):
         evaluate(lm, ["arc_easy"])  # without network
 
 
