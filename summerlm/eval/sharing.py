@@ -13,7 +13,7 @@ Shapes: B rows, T positions.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -156,16 +156,15 @@ def plan(queries: Sequence[Query], batch_tokens: int, world: int) -> list[Unit]:
     """
     # big-endian bytes sort as the ids do, and are compared at once
     ordered = sorted(queries, key=lambda query: struct.pack(f">{len(query.ids)}I", *query.ids))
-    alone: list[Row] = []
-    groups: list[tuple[tuple[int, ...], list[Batch]]] = []
+    others: list[Query] = []
+    whole = []
     for group, prefix in _groups(ordered):
-        rows = list(_rows(group, len(prefix)))
         if prefix:
-            groups.append((prefix, list(_batches(rows, batch_tokens, len(prefix)))))
+            batches = _batches(_rows(group, len(prefix)), batch_tokens, len(prefix))
+            whole.append(Unit(prefix, tuple(batches)))
         else:
-            alone += rows
-    units = [Unit((), (batch,)) for batch in _batches(alone, batch_tokens, 0)]
-    whole = [Unit(prefix, tuple(batches)) for prefix, batches in groups]
+            others += group
+    units = [Unit((), (batch,)) for batch in _batches(_rows(others, 0), batch_tokens, 0)]
     fair = sum(unit.size for unit in units + whole) / world
     for unit in whole:
         units += _cut(unit, fair)
@@ -262,7 +261,7 @@ def _rows(queries: Sequence[Query], start: int) -> Iterator[Row]:
         yield Row(run, start)
 
 
-def _batches(rows: Sequence[Row], batch_tokens: int, start: int) -> Iterator[Batch]:
+def _batches(rows: Iterable[Row], batch_tokens: int, start: int) -> Iterator[Batch]:
     """Put rows of about equal length together, the longest first."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
