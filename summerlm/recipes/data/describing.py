@@ -143,6 +143,51 @@ def _show_rule(rule: Mapping[str, Any], documents: int, console: Console) -> Non
         console.print(Padding(words, (0, 0, 0, 4), expand=False))
 
 
+def show_contamination(facts: Mapping[str, Any], console: Console) -> None:
+    """Print what `contamination.find_contamination` returns.
+
+    Args:
+        facts: What it returns.
+        console: Where to.
+    """
+    for line in _contamination_lines(facts):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _contamination_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    for source in facts["sources"]:
+        whole = "all" if source["rows_drawn"] == source["rows"] else f"of {source['rows']:,}"
+        yield (
+            f"source {source['name']}: {source['rows_drawn']:,} rows drawn ({whole}), "
+            f"{source['documents_with_items']:,} of {source['documents']:,} texts share a run of "
+            "words with an item"
+        )
+    for task in facts["tasks"]:
+        short = f", {task['too_short']:,} too short to be found" if task["too_short"] else ""
+        where = ", ".join(f"{name} {count:,}" for name, count in task["by_source"].items() if count)
+        yield ""
+        yield (
+            f"{task['task']}: {task['found']:,} of {task['items']:,} items ({task['share']:.2%})"
+            f"{': ' if where else ''}{where}{short}"
+        )
+        for example in task["examples"]:
+            place = f"{example['source']}, {example['file']}, row {example['row']}"
+            yield f"  item {example['item']}, {place}: {example['words']}"
+        for name, figure in task["accuracy"].items():
+            parts = [f"{_said(figure[which])} of {which} items" for which in ("all", "clean")]
+            yield f"  {name}: {'; '.join(parts)}"
+        if task["found"] and task["evaluation_sets"]:
+            sets = ", ".join(f'"{name}"' for name in task["evaluation_sets"])
+            yield f"  the rule contamination drops such texts: data.evaluation_sets = [{sets}]"
+
+
+def _said(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "nothing (0)"
+    error = "" if figure["error"] is None else f" ± {figure['error']:.4f}"
+    return f"{figure['value']:.4f}{error} ({figure['items']:,})"
+
+
 def _percent(count: int, of: int) -> str:
     return f"{count / of:.2%}" if of else "-"
 

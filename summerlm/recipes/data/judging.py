@@ -144,7 +144,7 @@ class SourceJudge:
                 if isinstance(row, Dropped):
                     self._no_text += 1
                     continue
-                text = _words(row) if self._source.chat else row
+                text = dialogue_words(row) if self._source.chat else row
                 self._judge(text)
                 yield text
                 size += len(text.encode())
@@ -217,8 +217,15 @@ def _find_duplicates(judged: list[SourceJudge], count: int, progress: Progress) 
     return [] if near else ["near-duplicates aren't looked for: pip install 'summerlm[dedup]'"]
 
 
-def _words(dialogue: str) -> str:
-    """Give what the turns of a dialogue say, which is what rules look at."""
+def dialogue_words(dialogue: str) -> str:
+    """Give what the turns of a dialogue say, which is what rules look at.
+
+    Args:
+        dialogue: The dialogue, as a source gives it.
+
+    Returns:
+        A turn a line.
+    """
     return "\n".join(words for _, words in json.loads(dialogue))
 
 

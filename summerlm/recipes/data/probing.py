@@ -39,11 +39,13 @@ class Drawn:
     Attributes:
         unit: Index of the unit.
         rows: The rows drawn.
+        numbers: Of each its index into what `Source.read` gives of the unit.
         text_bytes: UTF-8 bytes of the text of all rows of the unit.
     """
 
     unit: int
     rows: list[Row]
+    numbers: list[int]
     text_bytes: int
 
 
@@ -72,7 +74,7 @@ def draw(source: Source, count: int, progress: Progress = silent) -> Iterator[Dr
         order = Permutation(len(rows), "drawn rows", source.name, unit)
         chosen = order(np.arange(min(most, left, len(rows)))).tolist()
         left -= len(chosen)
-        yield Drawn(unit, [rows[row] for row in chosen], sum(map(_text_bytes, rows)))
+        yield Drawn(unit, [rows[row] for row in chosen], chosen, sum(map(_text_bytes, rows)))
         progress(f"drawing from {source.name}", count - left, count)
         if not left:
             return
