@@ -120,7 +120,7 @@ def _compare(
         cut = sum(len(a.context) + len(a.continuation) > longest for a in asks[start:stop])
         results.append(_judge(task, part, answers[start:stop], count, cut))
         start = stop
-    return results[0] if not task.parts else _together(task, parts, results)
+    return results[0] if len(parts) == 1 else _together(task, parts, results)
 
 
 def _judge(
@@ -151,7 +151,7 @@ def _judge(
             hits = [float(c == r) for c, r in zip(chosen_norm, right, strict=True)]
             made["acc_norm"] = mean(hits, chance)
     return TaskResult(
-        task=f"{task.name}_{part.name}" if part.name else task.name,
+        task=task.name if len(task.part_names) == 1 else f"{task.name}_{part.name}",
         protocol=PROTOCOLS[task.kind],
         items=len(part.items),
         few_shot=count,
