@@ -75,9 +75,9 @@ class Amounts:
         slice: Steps that a side makes before it is the other's turn.
     """
 
-    tried: int = 3
+    tried: int = 9
     warm: int = 3
-    steps: int = 24
+    steps: int = 40
     slice: int = 2
 
 
