@@ -87,7 +87,8 @@ def measure_protocols(
         lm: The model with its tokenizer; dropout is off meanwhile.
         corpus: The text.
         stride: Tokens that a window is asked for, where a protocol lets windows overlap; None =
-            half the context.
+            half the context for "sliding", and all of it for "raw", which then reads what
+            "rolling" reads wherever that reads the text as it is.
         seed: Of the bootstrap.
         batch_tokens: Positions read at once, if a window isn't longer; None = as many as suit the
             device.
@@ -102,8 +103,7 @@ def measure_protocols(
         UsageError: If the stride doesn't fit the context, or there is no text.
     """
     context = lm.config.context
-    stride = max(1, context // 2) if stride is None else stride
-    if not 1 <= stride <= context:
+    if stride is not None and not 1 <= stride <= context:
         raise UsageError(f"stride {stride}: must be 1 to the context, {context}")
     if not any(corpus.documents):
         raise UsageError(f"nothing to measure: {len(corpus.documents)} documents hold no text")
@@ -113,9 +113,9 @@ def measure_protocols(
     streams = Streams(lm.tokenizer)
     plans = [
         original_plan(corpus, streams, context),
-        sliding_plan(corpus, streams, context, stride),
+        sliding_plan(corpus, streams, context, stride or max(1, context // 2)),
         rolling_plan(corpus, streams, context),
-        raw_plan(corpus, streams, context, stride),
+        raw_plan(corpus, streams, context, stride or context),
     ]
     merged = _merged(plans)
     sums = _ask(lm, streams, merged, plans, batch_tokens, precision, ranks, progress)

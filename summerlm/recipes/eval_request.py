@@ -26,7 +26,8 @@ class Wanted:
         few_shot: Examples in front of each item; None = each task's own number.
         seed: Of the examples that are drawn, and of texts' bootstrap.
         limit: Items of each task, or documents, that are measured; None = all.
-        stride: Tokens that a window is asked for where windows overlap; None = half the context.
+        stride: Tokens that a window is asked for where windows overlap; None = of `texts` half the
+            context, of tasks see `measure_protocols`.
     """
 
     texts: Sequence[str] = ()

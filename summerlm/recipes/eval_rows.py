@@ -145,10 +145,10 @@ def _of_text(result: Facts) -> Section:
         notes += part["notes"]
         read += part["data"]["settings"]["read"]
         alone += part["data"]["settings"]["alone"]
-    stride = result["parts"]["raw"]["data"]["settings"]["stride"]
+    slides, raw = (result["parts"][p]["data"]["settings"]["stride"] for p in ("sliding", "raw"))
     notes.append(
-        f"windows of sliding and raw begin every {stride:,} tokens; the model read {read:,} "
-        f"positions for all protocols together, one by one they are {alone:,}"
+        f"a window of sliding is asked for {slides:,} tokens, one of raw for {raw:,}; the model "
+        f"read {read:,} positions, protocol by protocol it would be {alone:,}"
     )
     data = f"{_origin(result['data'])}, {result['items']:,} documents"
     return Section(

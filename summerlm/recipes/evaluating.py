@@ -173,9 +173,8 @@ def _measure_texts(lm: LanguageModel, wanted: Wanted, progress: Progress) -> Tas
         "seed": wanted.seed,
         "limit": wanted.limit,
     }
-    scores = measure_protocols(
-        lm, corpus, stride=wanted.stride, seed=wanted.seed, progress=progress
-    )
+    stride = wanted.stride or max(1, lm.config.context // 2)
+    scores = measure_protocols(lm, corpus, stride=stride, seed=wanted.seed, progress=progress)
     return result_of("text", scores, len(corpus.documents), data)
 
 
@@ -213,7 +212,7 @@ def _describe_settings(lm: LanguageModel, wanted: Wanted, where: Where) -> dict[
         "few_shot": wanted.few_shot,
         "seed": wanted.seed,
         "limit": wanted.limit,
-        "stride": wanted.stride or max(1, lm.config.context // 2),
+        "stride": wanted.stride,
         "precision": str(next(lm.model.parameters()).dtype).removeprefix("torch."),
         "mirror": None if (mirror := mirror_of(where)) is None else str(mirror),
         "bundle": where.bundle,

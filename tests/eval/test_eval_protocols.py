@@ -202,7 +202,9 @@ def test_lm_evals(lm, corpus):
 @pytest.mark.parametrize("stride", [None, 5, 16])
 def test_raw_text_is_what_measure_says(lm, corpus, stride):
     score = measure_protocols(lm, corpus, stride=stride)["raw"]
-    expected = measure(lm.model, lm.tokenizer, corpus.documents, context=CONTEXT, stride=stride)
+    expected = measure(
+        lm.model, lm.tokenizer, corpus.documents, context=CONTEXT, stride=stride or CONTEXT
+    )
     assert score.figures["bits_per_byte"].value == pytest.approx(expected.bits_per_byte, rel=1e-9)
     assert score.figures["perplexity"].value == pytest.approx(expected.perplexity, rel=1e-9)
     assert score.n == {
@@ -270,7 +272,10 @@ def test_what_protocols_share_is_read_once(tokenizer):
     assert sum(rows * length for rows, length in lm.model.read) == sum(read)
     assert read[:3] == alone[:3]
     assert 0 < read[3] < alone[3]  # what "raw" shares with "rolling": whole windows
-    short = measure_protocols(lm, Corpus.of_documents(["It shines."]), stride=CONTEXT)
+    whole = measure_protocols(lm, corpus)
+    assert whole["raw"].settings["read"] == 0  # by default all that "rolling" reads
+    assert whole["raw"].settings["alone"] == whole["rolling"].settings["read"]
+    short = measure_protocols(lm, Corpus.of_documents(["It shines."]))
     assert [short[name].settings["read"] > 0 for name in PROTOCOLS] == [False, True, False, False]
 
 
