@@ -2,8 +2,8 @@
 
 `evaluation.py` starts this file with an interpreter that has `lm_eval` and `transformers`; it uses
 nothing of SummerLM. The first argument is the model's folder. Each line read is a JSON object:
-`file`, contexts and continuations, and `batch`, requests a batch; the answer is a line: seconds, and
-log-likelihood and whether it is greedy of each.
+`file`, contexts and continuations, and `batch`, requests a batch; the answer is a line: seconds,
+and log-likelihood and whether it is greedy of each.
 """
 
 import json

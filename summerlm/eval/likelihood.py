@@ -23,6 +23,7 @@ from summerlm.eval.sharing import Batch, Query, Unit, deal, plan
 from summerlm.generate.cache import Cache
 from summerlm.model.config import ModelConfig
 from summerlm.model.kernels import Memory
+from summerlm.model.packed import packed
 from summerlm.model.transformer import Transformer
 
 BATCH_TOKENS = {"cpu": 2048}  # positions of a pass: a CPU's caches hold few
@@ -101,6 +102,7 @@ def answer(
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
         torch.autocast(device.type, precision, enabled=precision is not None),
+        packed(model),
     ):
         for unit in hands[ranks.rank]:
             _read(model, unit, totals, device)

@@ -221,9 +221,13 @@ class Transformer(nn.Module):
         Returns:
             Logits, (..., V), float32, soft-capped if the settings say so.
         """
-        logits = F.linear(hidden, self.head_weight).float()[..., : self.config.vocabulary]
+        logits = self.unembed(hidden).float()[..., : self.config.vocabulary]
         cap = self.config.logit_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Multiply hidden states, (..., D), with the output embedding; gives (..., Vp)."""
+        return F.linear(hidden, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
