@@ -199,6 +199,15 @@ class Task(Section):
         """The parts in the files' order; one nameless part where there are none."""
         return tuple(part for group in self.parts.values() for part in group) or ("",)
 
+    def name_of(self, part: str) -> str:
+        """Give the name that a part has by itself, as a task."""
+        if len(self.part_names) == 1:
+            return self.name
+        whole = self.name
+        for group in self.parts:
+            whole = whole.removesuffix(f"_{group}")  # where this is a group of the whole
+        return f"{whole}_{part}"
+
 
 class Suite(Section):
     """A name for several tasks."""

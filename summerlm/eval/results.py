@@ -45,7 +45,8 @@ class TaskResult:
             likeliest, else 0.
         chosen_norm: The same with likelihoods divided by characters, where that is measured.
         answers: The right index of each item; of a cloze 1.
-        logprobs: Log-likelihoods of each item's continuations, in nats.
+        logprobs: Log-likelihoods of each item's continuations, in nats; of several parts only
+            with the parts.
         written: What was written for each item.
         seconds: How long it took.
         data: What was measured: see `Items.origin`; `truncated` counts continuations whose

@@ -151,7 +151,7 @@ def _judge(
             hits = [float(c == r) for c, r in zip(chosen_norm, right, strict=True)]
             made["acc_norm"] = mean(hits, chance)
     return TaskResult(
-        task=task.name if len(task.part_names) == 1 else f"{task.name}_{part.name}",
+        task=task.name_of(part.name),
         protocol=PROTOCOLS[task.kind],
         items=len(part.items),
         few_shot=count,
@@ -196,6 +196,9 @@ def _together(task: Task, parts: Sequence[Part], results: Sequence[TaskResult]) 
         few_shot=results[0].few_shot,
         figures=figures,
         parts=by_name,
+        chosen=[index for result in results for index in result.chosen],
+        chosen_norm=[index for result in results for index in result.chosen_norm],
+        answers=[index for result in results for index in result.answers],
         data=data,
     )
 

@@ -235,6 +235,8 @@ def test_parts_are_weighted_by_their_items(monkeypatch, tmp_path):
     assert alone.chosen == result.parts["anatomy"].chosen
     stem_alone = run_task(lm, load_task("mmlu_stem"), where, few_shot=0)
     assert stem_alone.figures["acc"] == result.figures["acc_stem"]
+    assert stem_alone.parts["anatomy"] == result.parts["anatomy"]
+    assert [c == a for c, a in zip(result.chosen, result.answers, strict=True)] == flat
     assert run_task(lm, task, where, few_shot=0, limit=1).items == 57  # of each part
 
 
