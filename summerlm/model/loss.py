@@ -111,7 +111,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 per_target[rows] = loss
                 total += loss.sum() + z
                 if with_gradients:
-                    g.scatter_(1, index, own)  # (chunk, Vp)
+                    # `scatter_` takes bf16 to float32 and back, all of it, on CPUs
+                    g[torch.arange(len(g), device=g.device), index] = own  # (chunk, Vp)
                     ctx.hidden_gradient[rows] = g @ weight
                     ctx.head_gradient += g.T @ h
         ctx.head_dtype = head.dtype
@@ -146,7 +147,7 @@ def _lose(
     Returns:
         Cross-entropy of each target, (chunk,), 0 where ignored; the summed z-loss, (); d(sum of
         losses) / d(raw logits), (chunk, Vp), in their dtype, but for the targets' own: at which
-        ids these stand, (chunk, 1), and what they are, (chunk, 1). A compiler can't put them in
+        ids these stand, (chunk,), and what they are, (chunk,). A compiler can't put them in
         on its way; and taken from the float32 odds they lose nothing where one is nearly sure.
     """
     logits = raw.float()  # bf16 sums lose the tail
@@ -173,4 +174,4 @@ def _lose(
     if slope is not None:
         logits.mul_(slope)
         target = target * slope.gather(1, index)
-    return loss, z, logits.to(raw.dtype), index, target.to(raw.dtype)
+    return loss, z, logits.to(raw.dtype), index[:, 0], target[:, 0].to(raw.dtype)
