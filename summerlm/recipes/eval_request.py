@@ -3,16 +3,17 @@
 Flow: the command `eval` makes a `Wanted`, and a `Where` by `where_of`; `evaluating` takes both.
 """
 
-import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from summerlm.core.config import Section, read_settings
-from summerlm.data.shards.files import MIRROR_VARIABLE
+from summerlm.data.shards.files import environments_mirror
 from summerlm.eval.items import Where
 from summerlm.eval.templates import SEED
+
+FORMAT = 1  # of the facts that an evaluation gives
 
 
 @dataclass(frozen=True)
@@ -96,5 +97,4 @@ def mirror_of(where: Where) -> Path | None:
     Returns:
         The one asked for, else the environment's; None = the hub is read.
     """
-    named = os.environ.get(MIRROR_VARIABLE)
-    return where.mirror or (Path(named) if named else None)
+    return where.mirror or environments_mirror()
