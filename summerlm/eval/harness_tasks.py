@@ -1,7 +1,7 @@
 """lm-eval's tasks for our models, with their data from the hub or a mirror of it.
 
-Flow: the command `eval` with `--lm-eval` calls `evaluate_with_harness` and prints `table_of`;
-`Tasks` points the data of each task that lm-eval builds at the mirror, if there is one.
+Flow: `recipes.evaluating` calls `evaluate_with_harness`; `Tasks` points the data of each task that
+lm-eval builds at the mirror, if there is one.
 
 Needs the extra `eval`.
 """
@@ -17,11 +17,11 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
-from lm_eval.utils import handle_non_serializable, make_table
+from lm_eval.utils import handle_non_serializable
 
 from summerlm.core.errors import SourceDownError, UsageError
 from summerlm.data.config import SourceConfig
-from summerlm.data.shards.files import environments_mirror, find_files
+from summerlm.data.shards.files import find_files
 from summerlm.data.shards.transfer import File, Transfer
 from summerlm.eval.harness import HarnessModel
 from summerlm.eval.items import of_split
@@ -117,14 +117,14 @@ def task_manager(
 
     Args:
         include: Folders with further definitions.
-        mirror: See `Tasks`; None = the environment's SUMMERLM_HUB_MIRROR, or the hub.
+        mirror: See `Tasks`.
         few_shot: See `Tasks`.
 
     Returns:
         What `simple_evaluate` takes as its `task_manager`.
     """
     manager = TaskManager(include_path=[str(folder) for folder in include] or None)
-    manager._factory = Tasks(mirror or environments_mirror(), few_shot)
+    manager._factory = Tasks(mirror, few_shot)
     return manager
 
 
@@ -143,7 +143,7 @@ def evaluate_with_harness(
         lm: The model with its tokenizer.
         tasks: Names of its tasks, groups and tags, patterns of them such as "mmlu_*", YAML files
             of tasks, or folders of such files, of which all tasks are taken.
-        mirror: See `task_manager`.
+        mirror: See `Tasks`.
         few_shot: See `Tasks`.
         limit: Items a task at most; None = all.
         seed: Of the few-shot examples; lm-eval's own default.
@@ -168,14 +168,6 @@ def evaluate_with_harness(
     )
     results: dict[str, Any] = json.loads(json.dumps(found, default=handle_non_serializable))
     return results
-
-
-def table_of(results: dict[str, Any]) -> str:
-    """Write lm-eval's table, Markdown, and that of its groups where there are any."""
-    tables = [make_table(results)]
-    if results.get("groups"):
-        tables.append(make_table(results, "groups"))
-    return "\n".join(tables)
 
 
 def _names(task: str, manager: TaskManager) -> list[str]:
