@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from summerlm.core.config import Section, read_settings
 from summerlm.data.shards.files import environments_mirror
 from summerlm.eval.items import Where
@@ -46,6 +48,9 @@ class Place(Section):
     mirror: Path | None = None
     """See `DataConfig`."""
 
+    files: dict[str, str] = Field(default_factory=dict)
+    """Own files by task: see `Where.files`."""
+
     stall_timeout_s: float = 30
     """See `DataConfig`."""
 
@@ -83,6 +88,7 @@ def where_of(run: Path | None, overrides: Sequence[str], *, bundle: bool) -> Whe
     return Where(
         mirror=place.mirror,
         bundle=bundle,
+        files=place.files,
         stall_timeout_s=place.stall_timeout_s,
         deadline_s=place.deadline_s,
     )

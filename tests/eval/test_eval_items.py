@@ -18,6 +18,7 @@ from summerlm.data.shards import retrying
 from summerlm.eval.items import Where, read_items
 from summerlm.eval.task import load_task, task_names
 from summerlm.eval.templates import render
+from summerlm.recipes.eval_request import where_of
 
 ARC_FILE = "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet"
 
@@ -193,6 +194,13 @@ def test_own_files(form, tmp_path):
     assert rows.origin["rows_sha256"] == mirror.origin["rows_sha256"]  # the same rows
     with pytest.raises(UsageError, match=r"write \{split\} into the path"):
         read("arc_easy", where, "train")
+
+
+def test_own_files_are_named_on_the_command_line(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(ARC[0]))
+    where = where_of(None, [f"data.files.arc_easy={path}"], bundle=False)
+    assert read("arc_easy", where) == ARC[:1]
 
 
 def test_own_files_by_split_and_part(tmp_path):
