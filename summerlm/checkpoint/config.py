@@ -11,6 +11,6 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(default=None, ge=1)
     """Steps between two saves; none saves at the stable phase's end, the run's, and on a signal."""
     keep_last: int = Field(default=2, ge=1)
-    """Verified checkpoints that are kept, besides the one a longer run can start from."""
+    """Verified checkpoints that are kept, besides the best and the one to extend the run from."""
     keep_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoints of steps divisible by this stay for good; none keeps no more than the last."""

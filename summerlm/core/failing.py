@@ -37,6 +37,10 @@ class Failure:
     text: str
     hanging: tuple[int, ...] = ()
 
+    def say(self) -> None:
+        """Tell whoever reads along, even where the process is about to end."""
+        os.write(2, f"error: {self.text}\n".encode())
+
 
 class Claims:
     """The place in a job's store where its first failure stands.

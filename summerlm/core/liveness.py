@@ -79,6 +79,10 @@ class Liveness:
         """
         self._place = (step, self._place[1] + 1, phase, time.monotonic())
 
+    def move(self) -> None:
+        """Note that the main thread goes on within a phase that may last longer than one may."""
+        self._place = (*self._place[:3], time.monotonic())
+
     def leave(self) -> None:
         """Stop watching, at the end of a job that went well, together with all ranks.
 
@@ -154,7 +158,7 @@ class Liveness:
                 if dead := [p for p in self._peers if process_state(p, self._me) in GONE]:
                     words = _tell_killed(dead)  # rank 0, which kept it: each rank says so
                 failure = Failure(self._rank, PeerLostError.exit_code, words)
-                _say(failure)
+                failure.say()
             if failure is not None:
                 return self._end(failure)
             before = time.monotonic()
@@ -241,7 +245,7 @@ class Liveness:
     def _speak(self, text: str, hanging: tuple[int, ...] = ()) -> Failure:
         mine = Failure(self._rank, PeerLostError.exit_code, text, hanging)
         if (first := self._claims.claim(mine)) == mine:
-            _say(mine)
+            mine.say()
         return first
 
     def _end(self, failure: Failure) -> None:
@@ -294,7 +298,3 @@ def _tell_killed(peers: list[Peer]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _say(failure: Failure) -> None:
-    os.write(2, f"error: {failure.text}\n".encode())

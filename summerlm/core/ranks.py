@@ -62,6 +62,11 @@ class Ranks:
         if self.liveness is not None:
             self.liveness.enter(name, step)
 
+    def moves(self) -> None:
+        """Say that this rank goes on within its phase, in something longer than a phase may be."""
+        if self.liveness is not None:
+            self.liveness.move()
+
     def exchange(self, value: T) -> list[T]:
         """Tell all ranks a value, and learn theirs; every rank calls this at the same place.
 

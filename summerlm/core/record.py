@@ -3,9 +3,9 @@
 Flow: `recipes` make a `Recorder` with the sinks of the run; `train`'s hooks call
 `Recorder.write(kind, **fields)`; each sink takes what it can show.
 
-Kinds: "train" is one completed step and the only kind with a `loss`; "validation", "sample",
-"resume", "stop" and "incident" tell what happened beside the steps; a "note" says what is being
-done, to whoever reads along, and stands in no file.
+Kinds: "train" is one completed step and the only kind with a `loss`; "validation", "evaluation" (a
+row a figure of a task), "sample", "resume", "stop" and "incident" tell what happened beside the
+steps; a "note" says what is being done, to whoever reads along, and stands in no file.
 """
 
 import contextlib
@@ -162,7 +162,10 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder))
 
     def write(self, kind: str, fields: dict[str, Any], line: str | None) -> None:
-        """Write one event's numbers under `kind/name`."""
+        """Write one event's numbers under `kind/name`; of a task's figure its value alone."""
+        if kind == "evaluation":
+            kind = f"{kind}/{fields['task']}"
+            fields = {"step": fields["step"], fields["metric"]: fields["value"]}
         for name, value in fields.items():
             if isinstance(value, int | float) and name != "step":
                 self._writer.add_scalar(f"{kind}/{name}", value, fields.get("step", 0))

@@ -163,10 +163,12 @@ def _draw_task(curve: Sequence[Mapping[str, Any]]) -> str:
             for sign in (-1, 1)
         )
         axes.fill_between(tokens, low, high, color=SOFT, linewidth=0)
-        drawn = axes.errorbar(tokens, values, errors, fmt="o-", color=INK, markersize=3)
-        drawn.lines[0].set_gid("curve")
+        axes.plot(tokens, values, "o-", color=INK, markersize=3, linewidth=1.2, gid="curve")
+        if len(curve) == 1:  # a band of no width can't be seen
+            axes.errorbar(tokens, values, errors, color=SOFT, zorder=0)
         if (chance := curve[-1]["chance"]) is not None:
             axes.axhline(chance, color=WARM, linestyle="--", linewidth=1, gid="chance")
+        axes.margins(y=0.15)  # the chance line is not to lie on the axis
     return svg.getvalue()
 
 

@@ -18,6 +18,7 @@ from summerlm.core.record import Recorder, read_rows
 from summerlm.core.runtime import StopRequest
 from summerlm.eval.definition import Task
 from summerlm.eval.items import Where, read_items
+from summerlm.eval.plans import FIGURES, PROTOCOLS
 from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.running import run_task
 from summerlm.eval.task import expand
@@ -102,7 +103,7 @@ def find_tasks(config: EvaluationConfig, where: Where) -> list[Task]:
     for task in tasks:
         name, _, figure = (config.metric or "").rpartition("/")
         known = figure_names(task)
-        if task.name == name and known and figure not in known:
+        if task.name == name and figure not in known:
             raise UsageError(
                 f"evaluation.metric = {config.metric!r}: {name} has {' and '.join(known)}"
             )
@@ -116,7 +117,9 @@ def find_tasks(config: EvaluationConfig, where: Where) -> list[Task]:
 
 
 def figure_names(task: Task) -> list[str]:
-    """List the figures that a task will have; none of a text, where that depends on the text."""
+    """List the figures that a task may have; a text has some of its protocols' only."""
+    if task.kind == "text":
+        return [f"{protocol}_{figure}" for protocol in PROTOCOLS for figure in FIGURES]
     if task.generation is not None:
         return [f"exact_match_{name}" for name in task.generation.extract]
     groups = [f"{m}_{group}" for m in task.metrics for group in task.parts if len(task.parts) > 1]
@@ -137,7 +140,7 @@ class Rounds:
         run: The run.
         recorder: Takes the figures.
         stop: Ends a wait for data, and a round between two tasks.
-        settle: Called before a round: waits for what trains on beside the steps.
+        settle: Called before a round: waits for the save in flight.
         see: Shown each figure.
 
     Raises:
@@ -216,6 +219,10 @@ class Rounds:
     def _record(self, event: Event, result: TaskResult, seconds: float) -> None:
         if self._allowance is not None:
             self._allowance.add(result.task, seconds)
+        task, _, wanted = (self._config.metric or "").rpartition("/")
+        if task == result.task and wanted not in result.figures:
+            known = ", ".join(result.figures)
+            self._incident(event, f"no checkpoint is the best: {task} has no {wanted}, but {known}")
         words = ", ".join(describe(name, figure) for name, figure in result.figures.items())
         line: str | None = f"step {event.step}: {result.task}: {words}; {result.items:,} items"
         for name, figure in result.figures.items():
@@ -240,7 +247,9 @@ class Rounds:
             line = None
 
     def _put_off(self, event: Event, reason: str) -> None:
-        reason = f"measuring {', '.join(self._waiting)} is put off: {reason}"
+        self._incident(event, f"measuring {', '.join(self._waiting)} is put off: {reason}")
+
+    def _incident(self, event: Event, reason: str) -> None:
         line = f"warning: step {event.step}: {reason}"
         self._recorder.write("incident", line=line, step=event.step, reason=reason)
 

@@ -151,7 +151,8 @@ def take_text(source: Source | TokenSource, characters: int) -> Iterator[str]:
 def evaluating(layout: Layout) -> Iterator[None]:
     """Put a training model into evaluation mode for a while, uncompiled.
 
-    Compiled blocks would be compiled anew for each new shape of a prompt or a last window.
+    Compiled blocks would be compiled anew for each new shape of a prompt or a last window. Each
+    pass is a sign of life, for a task of many may take longer than any part of a step.
 
     Args:
         layout: The model over its ranks; it returns to training mode.
@@ -160,9 +161,11 @@ def evaluating(layout: Layout) -> Iterator[None]:
         Nothing.
     """
     layout.model.eval()
+    sign = layout.model.register_forward_pre_hook(lambda *_: layout.ranks.moves())
     try:
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             yield
     finally:
+        sign.remove()
         layout.rest()
         layout.model.train()

@@ -84,12 +84,19 @@ def test_tensorboard_gets_every_number(tmp_path):
     pytest.importorskip("tensorboard")
     sink = TensorBoardSink(tmp_path)
     sink.write("train", {"step": 3, "loss": 1.5, "batch_sha": "x"}, None)
+    for task, value in (("one", 0.25), ("two", 0.5)):
+        figure = {"step": 3, "task": task, "metric": "acc", "value": value, "items": 7}
+        sink.write("evaluation", figure, None)
     sink.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(tmp_path)).Reload()
     (event,) = found.Scalars("train/loss")
     assert (event.step, event.value) == (3, 1.5)
+    assert [found.Scalars(f"evaluation/{task}/acc")[0].value for task in ("one", "two")] == [
+        0.25,
+        0.5,
+    ]
 
 
 def test_stopwatch_measures_the_window(monkeypatch):

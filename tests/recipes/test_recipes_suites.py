@@ -5,12 +5,14 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from jobs_train import at_step, learning, rows_of, run_job, same_bits, saved
 from rich.console import Console
 
@@ -166,6 +168,31 @@ def test_a_killed_run_repeats_no_row_and_loses_none(tiny_config, tmp_path, mirro
     assert codes == [0], words
     assert figures_of(killed) == figures_of(whole)
     assert learning(killed) == learning(whole)
+
+
+def long_tasks(rank):
+    """Measuring takes six times what a rank may stand still."""
+
+    def slow(lm, task, where, **_):
+        for _ in range(60):
+            time.sleep(0.1)
+            lm.model(torch.zeros(1, 1, dtype=torch.int64))
+        return TaskResult(task.name, "slow", 1, 0, {"acc": Figure(0.5, None)})
+
+    suites.run_task = slow
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_long_task_is_no_hanging_rank(tiny_config, tmp_path, mirror):
+    setup = (
+        "parallel.timeout_s=1",
+        "parallel.shard_ranks=all",
+        f"data.mirror={mirror}",
+        *TASKS[:1],
+    )
+    codes, words = run_job(tiny_config, tmp_path / "a", *setup, fault=long_tasks)
+    assert codes == [0, 0], words
 
 
 @pytest.mark.parametrize(
