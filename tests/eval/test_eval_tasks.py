@@ -181,11 +181,12 @@ def numbered(count):
     return [{"question": f"q{i}", "answer": f"a{i}"} for i in range(count)]
 
 
-def test_examples_are_drawn_as_lm_eval_draws_them():
-    task, pool = load_task("gsm8k"), numbered(50)
+@pytest.mark.parametrize(("name", "spare"), [("gsm8k", 0), ("hellaswag", 1)])
+def test_examples_are_drawn_as_lm_eval_draws_them(name, spare):
+    task, pool = load_task(name), numbered(50)
     found = shots(task, [{"question": "?"}] * 7, pool, 5, seed=1234)
     generator = random.Random(1234)
-    assert found == [generator.sample(range(50), 5) for _ in range(7)]
+    assert found == [generator.sample(range(50), 5 + spare)[:5] for _ in range(7)]
     assert found == shots(task, [{"question": "?"}] * 7, pool, 5, seed=1234)
     assert found != shots(task, [{"question": "?"}] * 7, pool, 5, seed=1)
 
