@@ -17,7 +17,7 @@ from rich.console import Console
 from summerlm.cli_bench import bench
 from summerlm.cli_checkpoint import checkpoint
 from summerlm.cli_data import data
-from summerlm.cli_eval import evaluate
+from summerlm.cli_eval import compare, evaluate
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
 from summerlm.cli_plan import plan
 from summerlm.core.errors import UsageError, explain
@@ -34,6 +34,7 @@ tokenizer = typer.Typer(help="Learn, look at and use tokenizers.", no_args_is_he
 app.command()(plan)
 app.command()(bench)
 app.command(name="eval")(evaluate)
+app.command()(compare)
 app.add_typer(data, name="data")
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(tokenizer, name="tokenizer")

@@ -78,6 +78,42 @@ def evaluate(
         eval_tables.show(facts, Console())
 
 
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders, checkpoints, or files that eval --json wrote; and data.key=value.",
+            metavar="RUN...",
+        ),
+    ],
+    suite: Names = None,
+    few_shot: FewShot = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    stride: Stride = None,
+    bundle: Bundle = False,
+    to: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Put runs side by side: figures, differences and how sure they are."""
+    from summerlm.core.files import write_atomically
+    from summerlm.core.progress import progress_bar
+    from summerlm.recipes import compare_tables
+    from summerlm.recipes.comparing import compare as recipe
+    from summerlm.recipes.comparing import facts_of
+
+    overrides = [text for text in runs if "=" in text and not Path(text).exists()]
+    paths = [Path(text) for text in runs if text not in overrides]
+    wanted = _wanted(suite, [], None, few_shot, seed, limit, stride)
+    with progress_bar() as progress:
+        found = [facts_of(path, wanted, overrides, bundle, progress) for path in paths]
+    compared = recipe(found)
+    if markdown is not None:
+        write_atomically(markdown, compare_tables.markdown(compared).encode())
+    if write_facts(compared, to):
+        compare_tables.show(compared, Console())
+
+
 def _wanted(
     suite: str | None,
     texts: list[str],

@@ -27,13 +27,11 @@ class Corpus:
         documents: Each document as it is.
         rows: The rows that each document had in the set; most often itself alone.
         detokenize: Makes what a model reads of a document under lm-eval's protocol; None = itself.
-        notes: What a reader of its figures must know.
     """
 
     documents: list[str]
     rows: list[list[str]]
     detokenize: Callable[[str], str] | None = None
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def of_documents(cls, documents: Iterable[str]) -> "Corpus":
@@ -76,13 +74,18 @@ class Corpus:
             articles, pages = [rows_of(page) for page in texts], texts
         else:
             raise UsageError(f"layout {layout!r}: should be one of {', '.join(LAYOUTS)}")
-        notes: tuple[str, ...] = ()
-        if unknown := sum(page.count(UNKNOWN) for page in pages):
-            notes = (
-                f"{unknown:,} words of this set are {UNKNOWN} (its v1 form), which the tokenizer "
-                "reads as letters: compare with nothing measured on the raw form",
-            )
-        return cls(pages, articles, detokenize, notes)
+        return cls(pages, articles, detokenize)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its figures must know."""
+        unknown = sum(document.count(UNKNOWN) for document in self.documents)
+        if self.detokenize is None or not unknown:
+            return ()
+        return (
+            f"{unknown:,} words of this set are {UNKNOWN} (its v1 form), which the tokenizer reads "
+            "as letters: compare with nothing measured on the raw form",
+        )
 
     @cached_property
     def lines(self) -> list[str]:

@@ -13,6 +13,7 @@ from summerlm.eval.task import load_task
 Facts = Mapping[str, Any]
 
 UNIT = {"perplexity": "tokens", "word_perplexity": "words"}  # what a text's figure is of; or bytes
+LARGE = 100_000  # from here on numbers are written with a power of ten
 HEADINGS = ("figure", "value", "error", "95 %", "chance", "n")
 
 
@@ -53,7 +54,7 @@ class Row:
         digits = decimals(self.value)
         interval = "-"
         if self.low is not None and self.high is not None:
-            interval = f"{self.low:,.{digits}f} to {self.high:,.{digits}f}"
+            interval = f"{number(self.low, digits)}–{number(self.high, digits)}"
         chance = number(self.chance, decimals(self.chance))
         value, error = number(self.value, digits), number(self.error, digits)
         return (self.name, value, error, interval, chance, self.n)
@@ -111,15 +112,20 @@ def is_text(result: Facts) -> bool:
 
 
 def decimals(value: float | None) -> int:
-    """Tell how many decimals show four digits of a value or more.
+    """Tell how many decimals show at least four digits of a value.
 
     Args:
         value: The value, or None.
 
     Returns:
         0 to 4.
+
+    Example:
+        >>> [decimals(value) for value in (0.25, 12.3, 456.7, 1234.5)]
+        [4, 3, 2, 0]
     """
-    return 4 if value is None else max(0, 5 - len(f"{abs(value):.0f}"))
+    whole = 1 if value is None else len(f"{abs(value):.0f}")
+    return max(0, 5 - whole) if whole < 4 else 0
 
 
 def number(value: float | None, digits: int) -> str:
@@ -130,9 +136,16 @@ def number(value: float | None, digits: int) -> str:
         digits: Its decimals.
 
     Returns:
-        Its text.
+        Its text, four digits and a power of ten where it is large.
+
+    Example:
+        >>> number(1234.5, 0), number(821136.0, 0), number(None, 4)
+        ('1,234', '8.211e5', '-')
     """
-    return "-" if value is None else f"{value:,.{digits}f}"
+    if value is None:
+        return "-"
+    text = f"{value:,.{digits}f}"
+    return text if abs(value) < LARGE else f"{value:.3e}".replace("e+0", "e").replace("e+", "e")
 
 
 def _of_text(result: Facts) -> Section:

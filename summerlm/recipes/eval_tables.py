@@ -16,6 +16,8 @@ from summerlm.recipes.eval_rows import HEADINGS, Section, sections
 
 Facts = Mapping[str, Any]
 
+MIN_WIDTH = 7  # of columns of numbers
+
 
 def show(facts: Facts, console: Console) -> None:
     """Print what was found: a table a task on a terminal, a line a figure elsewhere.
@@ -26,16 +28,15 @@ def show(facts: Facts, console: Console) -> None:
     """
     console.print(Text(describe_model(facts["model"]), "bold"), soft_wrap=True)
     found = sections(facts)
-    cells = [HEADINGS, *(row.cells for section in found for row in section.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    width = max((len(row.name) for section in found for row in section.rows), default=0)
     for section in found:
         console.print()
         console.print(Text.assemble((section.task, "bold"), f": {section.how}"), soft_wrap=True)
         console.print(Text(section.data), soft_wrap=True)
         if console.is_terminal:
-            console.print(_table(section, widths))
+            console.print(_table(section, width))
         else:
-            for line in _lines(section, widths):
+            for line in _lines(section, width):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
         for note in section.notes:
             console.print(Text(f"note: {note}"), soft_wrap=not console.is_terminal)
@@ -97,22 +98,24 @@ def show_tasks(console: Console) -> None:
         console.print(Text(f"  {', '.join(suite.tasks)}"))
 
 
-def _table(section: Section, widths: Iterable[int]) -> Table:
+def _table(section: Section, width: int) -> Table:
+    """Lay figures out in the columns that any of them fills, names `width` wide."""
+    cells = [HEADINGS, *(row.cells for row in section.rows)]
+    columns = [column for column in zip(*cells, strict=True) if set(column[1:]) != {"-"}]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for heading, width in zip(HEADINGS, widths, strict=True):
-        side: Any = "left" if heading == HEADINGS[0] else "right"
-        table.add_column(heading, justify=side, min_width=width)
-    for row in section.rows:
-        table.add_row(*map(Text, row.cells))
+    for place, (heading, *_) in enumerate(columns):
+        side: Any = "right" if place else "left"
+        table.add_column(heading, justify=side, min_width=MIN_WIDTH if place else width)
+    for row in zip(*(rest for _, *rest in columns), strict=True):
+        table.add_row(*map(Text, row))
     return table
 
 
-def _lines(section: Section, widths: Iterable[int]) -> Iterable[str]:
+def _lines(section: Section, width: int) -> Iterable[str]:
     """Write figures a line each, for files and other programs' eyes."""
     for row in section.rows:
-        first, *rest = (cell.ljust(width) for cell, width in zip(row.cells, widths, strict=True))
-        value, error, interval, chance, n = (cell.strip() for cell in rest)
-        words = f"{section.task}  {first}  {value} ± {error}"
+        name, value, error, interval, chance, n = row.cells
+        words = f"{section.task}  {name.ljust(width)}  {value} ± {error}"
         words += f"  95 %: {interval}" if interval != "-" else ""
         words += f"  chance {chance}" if chance != "-" else ""
         yield f"{words}  n {n}"

@@ -10,6 +10,7 @@ The facts hold no times, so that the same evaluation gives the same file.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ from summerlm.eval.running import run_task
 from summerlm.eval.task import expand
 from summerlm.generate.engine import LanguageModel
 from summerlm.plan.count import parameters
-from summerlm.recipes.eval_request import Wanted, mirror_of
-
-FORMAT = 1  # of the facts
+from summerlm.recipes.eval_request import FORMAT, Wanted, mirror_of
 
 
 def evaluate(
@@ -128,7 +127,7 @@ def evaluate_suite(
             stride=wanted.stride,
             precision=precision,
             ranks=ranks,
-            progress=progress,
+            progress=partial(_of_task, progress, task.name),
         )
         results.append(result)
     return results
@@ -192,6 +191,11 @@ def _as_measure_says(result: TaskResult) -> dict[str, Any]:
         "context": settings["context"],
         "stride": settings["stride"],
     }
+
+
+def _of_task(progress: Progress, task: str, what: str, done: int, total: int) -> None:
+    """Tell of a task's progress under its name."""
+    progress(f"{task}, {what}", done, total)
 
 
 def _describe_model(run: Path, loaded: Loaded) -> dict[str, Any]:
