@@ -26,7 +26,7 @@ from summerlm.model.kernels import Memory
 from summerlm.model.packed import packed
 from summerlm.model.transformer import Transformer
 
-BATCH_TOKENS = {"cpu": 2048}  # positions of a pass: a CPU's caches hold few
+BATCH_TOKENS = {"cpu": 1024}  # positions of a pass: a CPU's caches hold few
 BATCH_TOKENS_ELSEWHERE = 32768
 LOGIT_ROWS = 2048  # positions whose logits are held at once
 

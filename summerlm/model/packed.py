@@ -37,13 +37,13 @@ def packed(model: Transformer) -> Iterator[None]:
     linears = [module for module in model.blocks.modules() if type(module) is nn.Linear]
     for linear in linears:
         setattr(linear, "forward", _product(linear.weight, linear.bias))  # noqa: B010
-    model.unembed = _product(model.head_weight, None)  # type: ignore[method-assign]
+    setattr(model, "unembed", _product(model.head_weight, None))  # noqa: B010
     try:
         yield
     finally:
-        del model.unembed
+        delattr(model, "unembed")
         for linear in linears:
-            del linear.forward
+            delattr(linear, "forward")
 
 
 def _can_pack(model: Transformer) -> bool:
