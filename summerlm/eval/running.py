@@ -97,7 +97,7 @@ def run_task(
         if task.kind == "generate":
             result = _write(lm, task, parts[0], count)
         else:
-            result = _compare(lm, task, parts, count, precision, ranks)
+            result = _compare(lm, task, parts, count, precision, ranks, progress)
     data = {**result.data, "seed": seed, "limit": limit}
     return replace(result, data=data, seconds=time.monotonic() - start)
 
@@ -109,17 +109,17 @@ def _compare(
     count: int,
     precision: torch.dtype | None,
     ranks: Ranks,
+    progress: Progress,
 ) -> TaskResult:
-    """Measure choices or clozes by likelihood, all parts in one go."""
-    asks = encode_pairs(lm.tokenizer, [pair for part in parts for pair in part.pairs])
-    answers = answer(lm.model, asks, precision=precision, ranks=ranks)
+    """Measure choices or clozes by likelihood; ids of one part at a time are held."""
     longest = lm.config.context + 1
-    results, start = [], 0
+    results, total = [], sum(len(part.items) for part in parts)
     for part in parts:
-        stop = start + len(part.pairs)
-        cut = sum(len(a.context) + len(a.continuation) > longest for a in asks[start:stop])
-        results.append(_judge(task, part, answers[start:stop], count, cut))
-        start = stop
+        asks = encode_pairs(lm.tokenizer, part.pairs)
+        answers = answer(lm.model, asks, precision=precision, ranks=ranks)
+        cut = sum(len(ask.context) + len(ask.continuation) > longest for ask in asks)
+        results.append(_judge(task, part, answers, count, cut))
+        progress(f"measuring {task.name}", sum(result.items for result in results), total)
     return results[0] if len(parts) == 1 else _together(task, parts, results)
 
 
