@@ -62,9 +62,15 @@ def test_white_space_at_the_end_goes_to_the_continuation(context, continuation, 
 
 def test_the_context_keeps_the_ids_that_it_has_alone():
     """Where a token spans both, the whole's ids are cut after as many as the context has."""
-    spanning = ("the c", "at sat")
-    whole = len(BYTES.encode("the cat sat"))
-    assert len(BYTES.encode("the c")) < whole < sum(len(BYTES.encode(part)) for part in spanning)
+    text = "and the dog sat on the mat the cat sat"
+    cuts = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
+    spanning = next(
+        (a, b)
+        for a, b in cuts
+        if not a.endswith(" ")
+        and BYTES.encode(text)[: len(BYTES.encode(a))] != BYTES.encode(a)
+        and len(BYTES.encode(text)) > len(BYTES.encode(a))
+    )
     ask = encode_pair(BYTES, *spanning)
     assert list(ask.context[1:]) == BYTES.encode(spanning[0])
     assert list(ask.continuation) == BYTES.encode("".join(spanning))[len(ask.context) - 1 :]
