@@ -85,12 +85,12 @@ def test_a_mirror_gives_the_rows_as_they_are(name, tmp_path):
 def test_names_tell_the_split_as_datasets_reads_them(tmp_path):
     """Layouts that the hub has today: a folder a split, or the split within a name."""
     task = load_task("lambada_openai")
-    for name in ("default/test/0000.parquet", "fr/test/0000.parquet"):
+    for name in ("default/test/0.parquet", "default/latest.parquet", "fr/test/0.parquet"):
         path = tmp_path / task.data.repository / name
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"text": f"a {name}"}]
         pq.write_table(pa.Table.from_pylist(rows), path)
-    assert read("lambada_openai", Where(tmp_path)) == [{"text": "a default/test/0000.parquet"}]
+    assert read("lambada_openai", Where(tmp_path)) == [{"text": "a default/test/0.parquet"}]
     folder = tmp_path / "baber/piqa"
     folder.mkdir(parents=True)
     for split, row in zip(("train", "validation"), ROWS["piqa"], strict=True):
@@ -168,6 +168,9 @@ def test_parts_are_listed_once(tmp_path, monkeypatch):
     task = load_task("mmlu_stem")
     for part in task.part_names[:4]:
         write_mirror(tmp_path / "hub", f"mmlu_{part}", [dict(ROWS["mmlu"][0])])
+    like_one = tmp_path / "hub/cais/mmlu/anatomy_two"
+    like_one.mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS["mmlu"]), like_one / "test-0.parquet")
     with HubServer(tmp_path / "hub") as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         where = Where()
