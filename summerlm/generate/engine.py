@@ -23,6 +23,7 @@ from summerlm.generate.cache import Cache
 from summerlm.generate.rows import Completion, batches, write
 from summerlm.generate.sampling import check_sampling, sample
 from summerlm.model.config import ModelConfig
+from summerlm.model.packed import packed
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
 
@@ -177,7 +178,7 @@ class LanguageModel:
         completions = {ids: Completion(ids, self.tokenizer, stop) for ids in dict.fromkeys(cut)}
         device = self.model.head_weight.device
         positions = CACHED.get(device.type, CACHED_ELSEWHERE)
-        with self._reading():
+        with self._reading(), packed(self.model):
             for batch in batches(list(completions.values()), max_tokens, positions):
                 write(self.model, batch, max_tokens, self._agree)
         return [completions[ids].text for ids in cut]
