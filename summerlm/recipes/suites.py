@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from summerlm.checkpoint.best import Measured
-from summerlm.core.console import format_seconds
+from summerlm.core.console import format_seconds, format_value
 from summerlm.core.errors import UsageError
 from summerlm.core.files import RunFolder
 from summerlm.core.record import Recorder, read_rows
@@ -128,9 +128,9 @@ def figure_names(task: Task) -> list[str]:
 
 def describe(name: str, figure: Figure) -> str:
     """Say a figure in a few words, for whoever reads along."""
-    error = "" if figure.error is None else f" ± {figure.error:.4f}"
-    chance = "" if figure.chance is None else f" (chance {figure.chance:.4f})"
-    return f"{name} {figure.value:.4f}{error}{chance}"
+    error = "" if figure.error is None else f" ± {format_value(figure.error)}"
+    chance = "" if figure.chance is None else f" (chance {format_value(figure.chance)})"
+    return f"{name} {format_value(figure.value)}{error}{chance}"
 
 
 class Rounds:
