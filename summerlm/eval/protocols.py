@@ -44,6 +44,7 @@ from summerlm.eval.plans import (
 from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.windows import score
 from summerlm.generate.engine import LanguageModel
+from summerlm.model.packed import packed
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def _ask(
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
         torch.autocast(device.type, precision, enabled=precision is not None),
+        packed(model),
     ):
         for turn in range(0, len(batches), ranks.world):
             own = turn + ranks.rank

@@ -19,11 +19,11 @@ from summerlm.model.transformer import Transformer
 
 
 @contextmanager
-def packed(model: Transformer) -> Iterator[None]:
+def packed(model: nn.Module) -> Iterator[None]:
     """Keep copies of a model's matrices in oneDNN's order, and multiply with these.
 
     Models on other devices, sharded ones, in other dtypes, or under autocast stay as they are; so
-    does one that is packed already.
+    does one that is packed already, and what is no `Transformer`.
 
     Args:
         model: The model; its weights may not change meanwhile, nor may gradients be wanted.
@@ -31,7 +31,7 @@ def packed(model: Transformer) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    if not _can_pack(model):
+    if not isinstance(model, Transformer) or not _can_pack(model):
         yield
         return
     linears = [module for module in model.blocks.modules() if type(module) is nn.Linear]
