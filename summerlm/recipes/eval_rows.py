@@ -54,7 +54,7 @@ class Row:
         digits = decimals(self.value)
         interval = "-"
         if self.low is not None and self.high is not None:
-            interval = f"{number(self.low, digits)}–{number(self.high, digits)}"
+            interval = f"{number(self.low, digits)}\u2013{number(self.high, digits)}"
         chance = number(self.chance, decimals(self.chance))
         value, error = number(self.value, digits), number(self.error, digits)
         return (self.name, value, error, interval, chance, self.n)
