@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable
 
 from summerlm.checkpoint.best import Measured
 from summerlm.core.console import format_seconds, format_value
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SummerError, UsageError
 from summerlm.core.files import RunFolder
 from summerlm.core.record import Recorder, read_rows
 from summerlm.core.runtime import StopRequest
 from summerlm.eval.definition import Task
 from summerlm.eval.items import Where, read_items
 from summerlm.eval.plans import FIGURES, PROTOCOLS
+from summerlm.eval.preparing import count_examples, prepare
 from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.running import run_task
 from summerlm.eval.task import expand
+from summerlm.eval.templates import SEED
 from summerlm.generate.engine import LanguageModel
 from summerlm.recipes.opening import Run
 from summerlm.recipes.recording import seconds_spent
@@ -86,7 +88,7 @@ class Allowance:
 
 
 def find_tasks(config: EvaluationConfig, where: Where) -> list[Task]:
-    """Read the data of all tasks once, so that what is missing is known before the first step.
+    """Read the data of all tasks once, so that what is wrong is known before the first step.
 
     Args:
         config: The settings of evaluation.
@@ -96,7 +98,8 @@ def find_tasks(config: EvaluationConfig, where: Where) -> list[Task]:
         The tasks.
 
     Raises:
-        UsageError: If a set can't be found or read, or `evaluation.metric` is no figure of theirs.
+        UsageError: If a set can't be found, read or used, or `evaluation.metric` is no figure of
+            theirs.
         SourceDownError: If one can't be fetched.
     """
     tasks = expand(config.tasks)
@@ -107,12 +110,11 @@ def find_tasks(config: EvaluationConfig, where: Where) -> list[Task]:
             raise UsageError(
                 f"evaluation.metric = {config.metric!r}: {name} has {' and '.join(known)}"
             )
-        splits = {task.data.split}
-        if task.few_shot is not None and task.few_shot.count:
-            splits.add(task.few_shot.split)
         for part in task.part_names:
-            for split in splits:
-                read_items(task, split, where, part)
+            if task.kind == "text":
+                read_items(task, task.data.split, where, part)
+            else:
+                prepare(task, part, where, count_examples(task, None), SEED, config.items)
     return tasks
 
 
@@ -204,21 +206,24 @@ class Rounds:
                     return
                 ranks.phase("evaluate", event.step)
                 began = time.monotonic()
-                result = run_task(
-                    lm,
-                    self._tasks[name],
-                    self._where,
-                    few_shot=None,
-                    limit=self._config.items,
-                    precision=run.dtype,
-                    ranks=ranks,
-                )
                 self._waiting.remove(name)
+                try:
+                    result = run_task(
+                        lm,
+                        self._tasks[name],
+                        self._where,
+                        limit=self._config.items,
+                        precision=run.dtype,
+                        ranks=ranks,
+                    )
+                except SummerError as error:  # the same on all ranks, and no reason not to train on
+                    self._spend(name, time.monotonic() - began)
+                    self._incident(event, f"{name} can't be measured: {error}")
+                    continue
                 self._record(event, result, time.monotonic() - began)
 
     def _record(self, event: Event, result: TaskResult, seconds: float) -> None:
-        if self._allowance is not None:
-            self._allowance.add(result.task, seconds)
+        self._spend(result.task, seconds)
         task, _, wanted = (self._config.metric or "").rpartition("/")
         if task == result.task and wanted not in result.figures:
             known = ", ".join(result.figures)
@@ -245,6 +250,10 @@ class Rounds:
                 seconds=seconds,
             )
             line = None
+
+    def _spend(self, task: str, seconds: float) -> None:
+        if self._allowance is not None:
+            self._allowance.add(task, seconds)
 
     def _put_off(self, event: Event, reason: str) -> None:
         self._incident(event, f"measuring {', '.join(self._waiting)} is put off: {reason}")

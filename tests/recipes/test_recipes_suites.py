@@ -21,7 +21,7 @@ from summerlm.checkpoint.best import Measured, best_first
 from summerlm.checkpoint.store import Store
 from summerlm.cli import main
 from summerlm.core.config import read_settings
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SummerError, UsageError
 from summerlm.core.files import RunFolder, read_json
 from summerlm.core.record import read_rows
 from summerlm.eval.items import Where
@@ -354,6 +354,26 @@ def test_a_stop_ends_a_round_between_two_tasks(start, scripted, monkeypatch):
     done = [(row["step"], row["task"]) for row in rows_of(folder, "evaluation")]
     assert done[:2] == [(4, "arc_easy"), (5, "lambada_openai")]
     assert [step for step, _ in done[2:]] == [8, 8, 12, 12]
+
+
+def test_a_task_that_fails_is_told_and_training_goes_on(start, scripted, monkeypatch):
+    fake = suites.run_task
+
+    def fails(lm, task, where, **more):
+        if (scripted.step, task.name) == (8, "arc_easy"):
+            raise SummerError("the model says NaN of item 3")
+        return fake(lm, task, where, **more)
+
+    monkeypatch.setattr(suites, "run_task", fails)
+    folder = start("a", *TASKS)
+    (incident,) = read_rows(folder / "incidents.jsonl")
+    assert incident["reason"] == "arc_easy can't be measured: the model says NaN of item 3"
+    done = [(row["step"], row["task"]) for row in rows_of(folder, "evaluation")]
+    assert [d for d in done if d[0] > 4] == [
+        (8, "lambada_openai"),
+        (12, "arc_easy"),
+        (12, "lambada_openai"),
+    ]
 
 
 # the best checkpoint
