@@ -92,6 +92,7 @@ def questions(seed=0):
             asks += [Ask(question, text(1, 6)) for _ in range(4)]
     asks += [Ask((0,), text(30, 60)), Ask(text(190, 230), text(5, 9)), Ask((0,), text(200, 200))]
     asks += [Ask(asks[0].context, (t,)) for t in range(5)]
+    asks += [Ask((0, *shots), text(1, 6)) for _ in range(2)]  # no longer than what all share
     asks += asks[:3]
     draw.shuffle(asks)
     return asks
