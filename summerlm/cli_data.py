@@ -99,14 +99,14 @@ def data_contamination(
     to: Json = None,
 ) -> None:
     """Tell which items of tasks stand in the texts, by runs of 13 words."""
-    from summerlm.core.files import read_json
     from summerlm.eval.items import Where
+    from summerlm.recipes.comparing import read_facts
     from summerlm.recipes.contamination import find_contamination
     from summerlm.recipes.data.describing import show_contamination
 
     settings = _settings(config, overrides)
     where = Where(settings.data.mirror, bundle)
-    reached = read_json(results) if results is not None else None
+    reached = read_facts(results) if results is not None else None
     names = [name.strip() for name in suite.split(",")]
     facts = find_contamination(settings, names, documents, where, reached)
     if write_facts(facts, to):

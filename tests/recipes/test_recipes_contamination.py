@@ -13,6 +13,7 @@ from summerlm.core.errors import UsageError
 from summerlm.eval.items import Where, read_items
 from summerlm.eval.task import load_task
 from summerlm.recipes.contamination import clean_accuracy, find_contamination
+from summerlm.recipes.evaluating import FORMAT
 from summerlm.recipes.settings import Settings
 
 # of each the number stands in every run of 13 words
@@ -171,7 +172,8 @@ def test_results_of_other_rows_are_refused(settings, mirror):
 def test_the_command_prints_what_was_found(settings, mirror, tmp_path, monkeypatch, capsys):
     config, results = tmp_path / "config.toml", tmp_path / "results.json"
     config.write_text(dump_toml(settings))
-    results.write_text(json.dumps({"results": [result_of(mirror, [0, 0, 1, 1, 0, 1])]}))
+    facts = {"format": FORMAT, "model": {}, "results": [result_of(mirror, [0, 0, 1, 1, 0, 1])]}
+    results.write_text(json.dumps(facts))
     monkeypatch.setattr("summerlm.cli.end_process", sys.exit)
     command = ["summerlm", "data", "contamination", str(config), "--suite", "arc_easy"]
     monkeypatch.setattr(sys, "argv", [*command, "--results", str(results)])
