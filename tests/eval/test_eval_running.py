@@ -279,6 +279,7 @@ ANSWERS = {  # what is written -> (strict, flexible), where the key is 1,001
     "none": (False, False),
     "": (False, False),
     "#### 1002": (False, False),
+    "#### 100": (False, False),
 }
 
 
@@ -311,6 +312,7 @@ def test_answers_are_found_and_compared():
         return same_answer(find_answer(text, how.extract[name]), key, how)
 
     assert verdicts(ours) == list(ANSWERS.values())
+    assert same_answer("YES", "yes", how)
     assert find_answer("no number", how.extract["flexible"]) == INVALID
     assert find_answer("a  b ", Extract(pattern="(a)? (b )?", match=0)) == "a"
 
