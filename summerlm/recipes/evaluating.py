@@ -199,9 +199,11 @@ def _of_task(progress: Progress, task: str, what: str, done: int, total: int) ->
 
 
 def _describe_model(run: Path, loaded: Loaded) -> dict[str, Any]:
+    folder = loaded.folder.resolve()
+    in_run = folder.parent.name == "checkpoints"
     return {
         "run": str(run),
-        "name": run.resolve().name,
+        "name": folder.parent.parent.name if in_run else folder.name,
         "step": loaded.state["step"],
         "tokens": loaded.state["tokens"],
         "parameters": parameters(loaded.model.config),

@@ -138,6 +138,9 @@ def test_the_same_evaluation_gives_the_same_file(command, run, mirror):
     assert shots["logprobs"] != other["logprobs"]
     limited = json.loads(command(*args, "--limit", 3)[1])["results"][0]
     assert limited["items"] == 3
+    checkpoint = ("eval", run / "checkpoints" / "step-00000004", *args[2:])
+    model = json.loads(command(*checkpoint)[1])["model"]
+    assert (model["name"], model["step"]) == ("run", 4)
 
 
 @pytest.mark.parametrize("stride", [None, 7])
