@@ -3,7 +3,7 @@
 Flow: `running` gives log-likelihoods or texts of each item; the functions here make figures.
 
 Source:
-    lm-eval 0.4.13, lm_eval/api/metrics.py and `process_results` of lm_eval/api/task.py, whose
+    lm-eval 0.4.13, lm_eval/api/metrics.py and lm_eval/api/task.py (process_results), whose
     definitions these are; what differs is said at its place.
 """
 
