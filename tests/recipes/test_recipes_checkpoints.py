@@ -127,7 +127,7 @@ def test_verify_names_a_value_that_is_not_finite(train, tmp_path, command, monke
 
     def poisoned(self):
         take(self)
-        self._view("optimizer", "blocks.0.attention.output.weight/momentum")[0, 0] = float("nan")
+        self.tensor("optimizer", "blocks.0.attention.output.weight/momentum")[0, 0] = float("nan")
 
     monkeypatch.setattr(Snapshot, "take", poisoned)
     monkeypatch.setattr(Snapshot, "check_finite", lambda self: None)
