@@ -1,7 +1,7 @@
 """What a task is, read from data: one small TOML file a task in the folder `tasks`.
 
 Flow:
-    1. `expand` turns names of tasks, parts (`mmlu_anatomy`) and suites into `Task`s;
+    1. `expand` turns names of tasks, parts (as mmlu_anatomy) and suites into `Task`s;
     2. `items` reads their rows, `templates` makes texts of them, `running` measures a model;
     3. `describe` lists all of them, with licences, for people and for the documentation.
 
