@@ -152,27 +152,40 @@ def _read(model: Transformer, unit: Unit, totals: Totals, device: torch.device) 
         tokens, branches = batch.tensors()
         # where nothing branches GPUs have faster kernels; on CPUs the one for branches is fastest
         plain = device.type != "cpu" and cache is None and not any(r.branches for r in batch.rows)
+        places, targets = _targets(batch, tokens.shape[1])
         hidden = model(
             tokens.to(device),
             cache=cache,
             branches=None if plain else type(branches)(*(t.to(device) for t in branches)),
+            asked=places.to(device),
         )
-        _score(model, hidden, batch, totals)
+        _score(model, hidden, targets, totals)
 
 
-def _score(model: Transformer, hidden: Tensor, batch: Batch, totals: Totals) -> None:
-    """Add up what hidden states, (B, T, D), say to the targets of a batch."""
-    T, device = hidden.shape[1], hidden.device
-    numbers: dict[int, int] = {}  # of each place that is asked about, whatever number of targets
+def _targets(batch: Batch, T: int) -> tuple[Tensor, Tensor]:
+    """Number the places that are asked about; several targets may follow one.
+
+    Args:
+        batch: The batch.
+        T: Positions of a row, padding included.
+
+    Returns:
+        The places among all B * T, (N,), and for each target the number of its place, its id and
+        the slot of its answer, (targets, 3), both int64.
+    """
+    numbers: dict[int, int] = {}
     found = []
-    for row, places in enumerate(batch.rows):
-        for place, token, slot in places.targets:
-            number = numbers.setdefault(row * T + place, len(numbers))
-            found.append((number, token, slot))
-    asked = hidden.flatten(0, 1)[torch.tensor(list(numbers), device=device)]  # (N, D)
-    targets = torch.tensor(found)  # (targets, 3)
-    for start in range(0, len(asked), LOGIT_ROWS):
-        logits = model.logits(asked[start : start + LOGIT_ROWS])  # (up to LOGIT_ROWS, V)
+    for number, row in enumerate(batch.rows):
+        for place, token, slot in row.targets:
+            found.append((numbers.setdefault(number * T + place, len(numbers)), token, slot))
+    return torch.tensor(list(numbers)), torch.tensor(found)
+
+
+def _score(model: Transformer, hidden: Tensor, targets: Tensor, totals: Totals) -> None:
+    """Add up what hidden states, (N, D), say to targets, (targets, 3)."""
+    device = hidden.device
+    for start in range(0, len(hidden), LOGIT_ROWS):
+        logits = model.logits(hidden[start : start + LOGIT_ROWS])  # (up to LOGIT_ROWS, V)
         own = targets[(targets[:, 0] >= start) & (targets[:, 0] < start + LOGIT_ROWS)].to(device)
         numbers_here, tokens, slots = own.unbind(1)
         numbers_here = numbers_here - start

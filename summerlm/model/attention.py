@@ -39,20 +39,24 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(C, config.norm_eps) if config.qk_norm else nn.Identity()
         self.rotate = rotate if config.rope else stay
 
-    def forward(self, x: Tensor, frame: Frame, memory: Memory) -> Tensor:
+    def forward(
+        self, x: Tensor, frame: Frame, memory: Memory, asked: Tensor | None = None
+    ) -> Tensor:
         """Attend over one batch of rows.
 
         Args:
             x: Normalised residual stream, (B, T, D).
             frame: Rotary tables, biases and kernel of these T positions.
             memory: Earlier positions of the same rows.
+            asked: Which of the B * T positions are wanted, (N,), int64; None = all.
 
         Returns:
-            The update to add to the residual stream, (B, T, D).
+            The update to add to the residual stream, (B, T, D), or (N, D).
         """
         q, k, v = self.project(x, frame)
         y = frame.attend(q, k, v, memory, self.dropout if self.training else 0.0)  # (B, T, H, C)
-        return self.output(y.flatten(2))
+        y = y.flatten(2)  # (B, T, H C)
+        return self.output(y if asked is None else y.flatten(0, 1)[asked])
 
     def project(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Make what is compared and averaged, before any bias.

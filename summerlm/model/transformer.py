@@ -145,9 +145,12 @@ class Block(nn.Module):
         self.mlp = MLP(D, config.mlp_hidden, config.mlp_bias, config.dropout)
         self.mlp_scale = LayerScale(D, scale) if scale is not None else nn.Identity()
 
-    def forward(self, x: Tensor, frame: Frame, memory: Memory) -> Tensor:
-        """Carry the residual stream, (B, T, D), through one block."""
-        x = x + self.attention_scale(self.attention(self.attention_norm(x), frame, memory))
+    def forward(
+        self, x: Tensor, frame: Frame, memory: Memory, asked: Tensor | None = None
+    ) -> Tensor:
+        """Carry the residual stream, (B, T, D), through one block, or what is `asked`, (N, D)."""
+        update = self.attention(self.attention_norm(x), frame, memory, asked)
+        x = (x if asked is None else x.flatten(0, 1)[asked]) + self.attention_scale(update)
         return x + self.mlp_scale(self.mlp(self.mlp_norm(x)))
 
 
@@ -183,6 +186,7 @@ class Transformer(nn.Module):
         documents: Tensor | None = None,
         cache: Sequence[Memory] | None = None,
         branches: Branches | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """Read rows of tokens.
 
@@ -194,9 +198,11 @@ class Transformer(nn.Module):
                 these; None when the rows begin here and nothing follows.
             branches: Where tokens stand and who reads them in rows that branch, in place of
                 `documents`; None where each token stands after the one before.
+            asked: Which of the B * T positions are wanted, (N,), int64; None = all. The last block
+                leaves out the others where it can.
 
         Returns:
-            Hidden states after the final norm, (B, T, D).
+            Hidden states after the final norm, (B, T, D), or (N, D) of what is asked.
 
         Raises:
             ValueError: If the rows reach past the context.
@@ -208,8 +214,11 @@ class Transformer(nn.Module):
         else:
             frame = self.positions.branch(branches, before)
         x = self.dropout(self.embedding(tokens))  # (B, T, D)
-        for block, memory in zip(self.blocks, memories, strict=True):
+        *early, last = zip(self.blocks, memories, strict=True)
+        for block, memory in early:
             x = block(x, frame, memory)
+        block, memory = last
+        x = block(x, frame, memory) if asked is None else block(x, frame, memory, asked)
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

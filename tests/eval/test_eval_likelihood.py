@@ -10,6 +10,7 @@ from models import build
 from ranks import run_ranks
 
 from summerlm.core.errors import UsageError
+from summerlm.eval import likelihood
 from summerlm.eval.likelihood import Answer, Ask, answer
 from summerlm.eval.sharing import Query, Row, common, deal, plan
 from summerlm.model.bias import key_channels
@@ -93,6 +94,8 @@ def questions(seed=0):
     asks += [Ask((0,), text(30, 60)), Ask(text(190, 230), text(5, 9)), Ask((0,), text(200, 200))]
     asks += [Ask(asks[0].context, (t,)) for t in range(5)]
     asks += [Ask((0, *shots), text(1, 6)) for _ in range(2)]  # no longer than what all share
+    passage = text(80, 80)
+    asks += [Ask((0, *passage, *text(1, 9)), text(1, 6)) for _ in range(3)]
     asks += asks[:3]
     draw.shuffle(asks)
     return asks
@@ -104,6 +107,12 @@ def test_equals_one_whole_pass_each(variant, batch_tokens):
     model = build(config_of(**VARIANTS[variant]), seed=0)
     asks = questions()
     assert_answers(model, asks, answer(model, asks, batch_tokens=batch_tokens))
+
+
+def test_scores_are_made_a_few_at_a_time(model, monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGIT_ROWS", 3)
+    asks = questions()
+    assert_answers(model, asks, answer(model, asks))
 
 
 def test_the_likeliest_continuation_is_greedy(model):
