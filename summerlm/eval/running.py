@@ -184,7 +184,7 @@ def _together(task: Task, parts: Sequence[Part], results: Sequence[TaskResult]) 
     hashes = "".join(result.data["rows_sha256"] for result in results)
     data = {
         **results[0].data,
-        "folder": task.data.folder,
+        "folder": results[0].data["folder"].replace(parts[0].name, "*"),
         "files": {name: h for result in results for name, h in result.data["files"].items()},
         "rows_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
         "truncated": sum(result.data["truncated"] for result in results),

@@ -225,6 +225,7 @@ def test_parts_are_weighted_by_their_items(monkeypatch, tmp_path):
     stem = [hit for part in task.parts["stem"] for hit in hits[part]]
     assert result.figures["acc_stem"].value == pytest.approx(np.mean(stem))
     assert list(result.parts) == list(task.part_names)
+    assert (result.data["folder"], result.parts["anatomy"].data["folder"]) == ("*", "anatomy")
     assert result.parts["anatomy"].task == "mmlu_anatomy"
     assert result.parts["anatomy"].figures["acc"].value == np.mean(hits["anatomy"])
     first = lm.asked[0][0]
