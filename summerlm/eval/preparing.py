@@ -10,7 +10,7 @@ from typing import Any
 from summerlm.core.errors import UsageError
 from summerlm.eval.definition import Task
 from summerlm.eval.items import Items, Where, read_items
-from summerlm.eval.templates import Item, ItemError, describe_part, render, shots
+from summerlm.eval.templates import SEED, Item, ItemError, describe_part, render, shots
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,26 @@ def prepare(task: Task, name: str, where: Where, count: int, seed: int, limit: i
         origin = {**rows.origin, "few_shot_split": pool.origin["split"]}
         rows = Items(rows, origin)
     return Part(name, rows, items, before)
+
+
+def look(task: Task, where: Where, few_shot: int | None, limit: int | None) -> None:
+    """Read all that measuring a task will read, so that what is wrong with it is known before.
+
+    Args:
+        task: The task.
+        where: Where rows are read from; what it keeps is not read twice.
+        few_shot: See `count_examples`.
+        limit: See `prepare`.
+
+    Raises:
+        UsageError: If rows can't be read or used.
+        SourceDownError: If they can't be fetched.
+    """
+    for part in task.part_names:
+        if task.kind == "text":
+            read_items(task, task.data.split, where, part)
+        else:
+            prepare(task, part, where, count_examples(task, few_shot), SEED, limit)
 
 
 def _rendered(task: Task, rows: Sequence[dict[str, Any]], part: str) -> list[Item]:

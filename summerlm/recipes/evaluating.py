@@ -26,6 +26,7 @@ from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.opening import open_sources
 from summerlm.eval.corpus import Corpus
 from summerlm.eval.items import Where
+from summerlm.eval.preparing import look
 from summerlm.eval.protocols import measure_protocols, result_of
 from summerlm.eval.results import TaskResult
 from summerlm.eval.running import run_task
@@ -115,13 +116,17 @@ def evaluate_suite(
     """
     results = []
     tasks = expand(wanted.names)
+    shots = {task.name: None if task.kind == "text" else wanted.few_shot for task in tasks}
+    where = replace(where, kept={} if where.kept is None else where.kept)
+    for task in tasks:  # a set that is missing is told before others are measured
+        ranks.lead_first(partial(look, task, where, shots[task.name], wanted.limit))
     for number, task in enumerate(tasks):
         progress("tasks", number, len(tasks))
         result = run_task(
             lm,
             task,
             where,
-            few_shot=None if task.kind == "text" else wanted.few_shot,
+            few_shot=shots[task.name],
             seed=wanted.seed,
             limit=wanted.limit,
             stride=wanted.stride,

@@ -33,6 +33,8 @@ from summerlm.eval.task import load_task
 from summerlm.eval.templates import render
 from summerlm.generate.engine import LanguageModel
 from summerlm.model.config import ModelConfig
+from summerlm.recipes.eval_request import Wanted
+from summerlm.recipes.evaluating import evaluate_suite
 from summerlm.tokenizer.learn import learn_bpe
 
 BYTES = learn_bpe([], 263)  # an id a byte
@@ -411,6 +413,16 @@ def test_settings_that_mean_nothing_are_refused(name, settings, words, monkeypat
     where = Where(write_mirror(tmp_path, "arc_easy"))
     with pytest.raises(UsageError, match=words):
         run_task(Speaker(None, monkeypatch), load_task(name), where, **settings)
+
+
+def test_a_missing_set_is_told_before_others_are_measured(monkeypatch, tmp_path):
+    lm = Speaker(lambda c, f: -1.0, monkeypatch)
+    where = Where(write_mirror(tmp_path, "arc_easy"))
+    with pytest.raises(UsageError, match="task sciq: the mirror has no folder"):
+        evaluate_suite(lm, Wanted(names=["arc_easy", "sciq"]), where)
+    assert lm.asked == []
+    (result,) = evaluate_suite(lm, Wanted(names=["arc_easy"]), where)
+    assert result.items == len(ROWS["arc_easy"])
 
 
 def test_facts_are_json(monkeypatch, tmp_path):
