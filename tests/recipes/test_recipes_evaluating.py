@@ -128,6 +128,15 @@ def test_a_suite_is_measured_and_written_in_every_form(command, run, mirror, tmp
     assert "- wikitext2: the mirror lacks" in notes
 
 
+def test_own_files_go_before_mirrors(command, run, mirror, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    text = "the sun rises over a small field"
+    file.write_text("".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n in range(3)))
+    args = ("--suite", "lambada", f"data.files.lambada_openai={file}", f"data.mirror={mirror}")
+    (result,) = json.loads(command("eval", run, *args, "--json", "-")[1])["results"]
+    assert (result["items"], result["data"]["origin"]) == (3, "file")
+
+
 def test_the_same_evaluation_gives_the_same_file(command, run, mirror):
     args = ("eval", run, "--suite", "arc_easy", f"data.mirror={mirror}", "--json", "-")
     first, again = (command(*args)[1] for _ in range(2))
