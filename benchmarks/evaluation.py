@@ -40,7 +40,7 @@ from summerlm.eval.task import load_task
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
 TASKS = ("arc_easy", "arc_challenge", "lambada_openai")
-BATCHES = {"ours": (512, 1024, 2048), "peer": (4, 16, 64)}  # tokens of a pass; requests
+BATCHES = {"ours": (512, 1024, 2048), "peer": (1, 2, 4, 16, 64)}  # tokens of a pass; requests
 LARGE = 20_000_000  # parameters above which fewer items are scored
 FEW = 40
 MARK = 3.0  # least ratio over all tasks, on two cores
