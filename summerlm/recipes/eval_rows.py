@@ -122,10 +122,10 @@ def decimals(value: float | None) -> int:
 
     Example:
         >>> [decimals(value) for value in (0.25, 12.3, 456.7, 1234.5)]
-        [4, 3, 2, 0]
+        [4, 3, 2, 1]
     """
     whole = 1 if value is None else len(f"{abs(value):.0f}")
-    return max(0, 5 - whole) if whole < 4 else 0
+    return max(0, 5 - whole)
 
 
 def number(value: float | None, digits: int) -> str:
@@ -139,8 +139,8 @@ def number(value: float | None, digits: int) -> str:
         Its text, four digits and a power of ten where it is large.
 
     Example:
-        >>> number(1234.5, 0), number(821136.0, 0), number(None, 4)
-        ('1,234', '8.211e5', '-')
+        >>> number(1234.5, 1), number(821136.0, 0), number(None, 4)
+        ('1,234.5', '8.211e5', '-')
     """
     if value is None:
         return "-"

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,7 @@ ROWS = [
     "",
     " = Sun = \n",
     "",
+    " x \n",
     ' The sun is a " star " , 4 @.@ 6 billion years old ( about ) . It \'s hot @-@ white . \n',
     " It has 99 @,@ 8 % of the mass ; the rest : planets . \n",
     "",
@@ -113,7 +115,7 @@ def as_the_original(lm, rows, block, batch=8):
     encoded = [ids for ids in encoded if len(ids) > 1]
     found = []
     for i in range(0, len(encoded), 1000):
-        ids = sum(encoded[i : i + 1000], [])
+        ids = list(chain(*encoded[i : i + 1000]))
         whole = len(ids) // block * block
         found += [ids[j : j + block] for j in range(0, whole, block)]
     losses = []
@@ -205,8 +207,8 @@ def test_raw_text_is_what_measure_says(lm, corpus, stride):
     expected = measure(
         lm.model, lm.tokenizer, corpus.documents, context=CONTEXT, stride=stride or CONTEXT
     )
-    assert score.figures["bits_per_byte"].value == pytest.approx(expected.bits_per_byte, rel=1e-9)
-    assert score.figures["perplexity"].value == pytest.approx(expected.perplexity, rel=1e-9)
+    assert score.figures["bits_per_byte"].value == pytest.approx(expected.bits_per_byte, rel=1e-6)
+    assert score.figures["perplexity"].value == pytest.approx(expected.perplexity, rel=1e-6)
     assert score.n == {
         "documents": 3,
         "tokens": expected.tokens,
@@ -238,7 +240,7 @@ def test_a_uniform_model_over_bytes_takes_eight_bits_each():
     logits = torch.zeros(263)
     logits[list(tokenizer.specials.values())] = -math.inf
     lm = together(Constant(logits), tokenizer)
-    scores = measure_protocols(lm, Corpus.of_documents(["Grüße, 月", "abc" * 30]))
+    scores = measure_protocols(lm, Corpus.of_documents(["Grüße, 月 und", "a b " * 30]))
     assert scores["raw"].figures["bits_per_byte"].value == pytest.approx(8, rel=1e-6)
     assert scores["rolling"].figures["bits_per_byte"].value == pytest.approx(8, rel=1e-6)
     assert scores["rolling"].figures["byte_perplexity"].value == pytest.approx(256, rel=1e-6)
@@ -385,7 +387,7 @@ def test_tokens_of_the_sliding_window_belong_to_their_document(lm):
 def test_rows_become_the_articles_of_the_document_level_set():
     articles = read_articles(ROWS)
     assert [article[0] for article in articles] == [" = Sun = \n", " = Moon = \n", " = Ö = \n"]
-    assert sum(articles, []) == ROWS[1:]
+    assert list(chain(*articles)) == ROWS[1:]
     pages = [page_of(article, last=article is articles[-1]) for article in articles]
     assert pages[1].startswith(" = Moon = \n \n The moon")
     assert pages[1].endswith("月 . \n ")  # the line before the next heading, without its end
@@ -406,8 +408,8 @@ def test_words_are_counted_before_and_bytes_too(corpus):
 
 
 def test_the_detokenizer():
-    read = detokenize(page_of(ROWS[1:8], last=False))
-    assert read.startswith("= Sun =\n") or read.startswith(" = Sun =\n")
+    read = detokenize(page_of(ROWS[1:9], last=False))
+    assert read.startswith(" = Sun =\n")
     assert 'The sun is a "star", 4.6 billion years old (about).' in read
     assert "hot-white" in read
     assert "99,8 %" in read

@@ -203,7 +203,7 @@ def test_tables_fit_a_terminal(command, run, mirror, width, tmp_path):
 
 def test_what_a_figures_row_shows():
     found = [decimals(value) for value in (None, 0.1234, 9.9, 99.5, 999.4, 1234.0)]
-    assert found == [4, 4, 3, 2, 2, 0]
+    assert found == [4, 4, 3, 2, 2, 1]
     assert number(-1234.5, 1) == "-1,234.5"
     assert number(3.5e12, 0) == "3.500e12"
 
