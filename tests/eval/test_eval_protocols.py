@@ -281,6 +281,19 @@ def test_what_protocols_share_is_read_once(tokenizer):
     assert [short[name].settings["read"] > 0 for name in PROTOCOLS] == [False, True, False, False]
 
 
+@pytest.mark.parametrize("stride", [3, 8])
+def test_windows_that_are_shared_answer_each_protocol(lm, stride):
+    """One document, which sliding, rolling and raw all read from the same beginning."""
+    text = "The sun is a star, it is hot-white. " * 5
+    scores = measure_protocols(lm, Corpus.of_documents([text]), stride=stride)
+    assert scores["raw"].settings["read"] < scores["raw"].settings["alone"]
+    values = {name: next(iter(score.figures.values())).value for name, score in scores.items()}
+    assert values["sliding"] == pytest.approx(as_hugging_face(lm, text, CONTEXT, stride)[0])
+    assert values["rolling"] == pytest.approx(as_lm_eval(lm, [text], CONTEXT)[0], rel=1e-5)
+    own = measure(lm.model, lm.tokenizer, [text], context=CONTEXT, stride=stride)
+    assert values["raw"] == pytest.approx(own.bits_per_byte, rel=1e-6)
+
+
 def test_batches_change_nothing(lm, corpus):
     scores = [measure_protocols(lm, corpus, batch_tokens=n) for n in (1, 40, 4096)]
     for name in PROTOCOLS:
