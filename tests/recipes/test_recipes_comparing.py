@@ -77,7 +77,7 @@ def facts(name, chosen, nats):
     return {"format": 1, "model": model, "results": [choice, cloze, text]}
 
 
-A = facts("a", [0, 1, 0, 1], [10.0, 30.0, 20.0])
+A = facts("a", [1, 1, 0, 1], [10.0, 30.0, 20.0])
 B = facts("b", [0, 1, 1, 1], [9.0, 29.0, 18.0])
 
 
@@ -91,10 +91,10 @@ def test_errors_are_of_the_items_that_both_answered():
     assert [row["task"] for row in compared["rows"]] == ["arc", "lambada", "text"]
     row = row_of(compared, "arc")
     (difference,) = row["differences"]
-    assert row["values"] == [0.5, 0.75]
-    # the hits differ in one item of four
-    expected = np.std([0, 0, 1, 0], ddof=1) / 2
-    assert difference == {"value": 0.25, "error": expected, "paired": True, "but": []}
+    assert row["values"] == [0.25, 0.75]
+    # the hits differ in two items of four
+    expected = np.std([1, 0, 1, 0], ddof=1) / 2
+    assert difference == {"value": 0.5, "error": expected, "paired": True, "but": []}
 
 
 def test_errors_of_texts_are_of_documents_drawn_for_both():
