@@ -13,6 +13,7 @@ from summerlm.eval.task import load_task
 Facts = Mapping[str, Any]
 
 UNIT = {"perplexity": "tokens", "word_perplexity": "words"}  # what a text's figure is of; or bytes
+WITHIN = "measured within lm-eval"
 LARGE = 100_000  # from here on numbers are written with a power of ten
 HEADINGS = ("figure", "value", "error", "95 %", "chance", "n")
 
@@ -207,7 +208,9 @@ def _of_harness(found: Facts) -> Iterator[Section]:
             shown = name if kind == "none" else f"{name} {kind}"
             rows.append(_row("", shown, figure, "" if count is None else f"{count:,} items"))
         shots = found.get("n-shot", {}).get(task)
-        yield Section(f"lm-eval {task}", "lm-eval", shots, "lm-eval's data", tuple(rows), ())
+        yield Section(
+            f"lm-eval {task}", WITHIN, shots, "rows as lm-eval reads them", tuple(rows), ()
+        )
 
 
 def _row(part: str, figure: str, values: Facts, n: str) -> Row:
