@@ -22,6 +22,7 @@ from summerlm.core.errors import UsageError
 from summerlm.core.hardware import describe, pick_device
 from summerlm.core.progress import Progress, silent
 from summerlm.core.ranks import ALONE, Ranks
+from summerlm.core.runtime import keep_freed_memory
 from summerlm.data.config import DataConfig, SourceConfig
 from summerlm.data.opening import open_sources
 from summerlm.eval.corpus import Corpus
@@ -60,6 +61,8 @@ def evaluate(
     expand(wanted.names)
     run_harness = _find_harness() if wanted.harness else None
     device = pick_device("auto")
+    if device.type == "cpu":
+        keep_freed_memory()
     loaded = load(run, device)
     lm = LanguageModel(loaded.model, loaded.tokenizer)
     facts: dict[str, Any] = {
