@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/summerlm demo
 
 test: install
-	$(BIN)/pytest -m "not slow" --numprocesses 2
+	$(BIN)/pytest -m "not slow and not peers" --numprocesses 2
 
 slow: install
 	$(BIN)/pytest -m "slow or peers" --numprocesses 2
