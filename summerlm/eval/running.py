@@ -95,7 +95,7 @@ def run_task(
             lambda: [prepare(task, part, where, count, seed, limit) for part in task.part_names]
         )
         if task.kind == "generate":
-            result = _write(lm, task, parts[0], count)
+            result = _write(lm, task, parts[0], count, precision)
         else:
             result = _compare(lm, task, parts, count, precision, ranks, progress)
     data = {**result.data, "seed": seed, "limit": limit}
@@ -203,13 +203,15 @@ def _together(task: Task, parts: Sequence[Part], results: Sequence[TaskResult]) 
     )
 
 
-def _write(lm: LanguageModel, task: Task, part: Part, count: int) -> TaskResult:
+def _write(
+    lm: LanguageModel, task: Task, part: Part, count: int, precision: torch.dtype | None
+) -> TaskResult:
     """Measure answers that the model writes."""
     how = task.generation
     assert how is not None
     contexts = [context for context, _ in part.pairs]
     prompts = [[lm.tokenizer.bos, *ids] for ids in lm.tokenizer.encode_batch(contexts)]
-    written = lm.complete(prompts, max_tokens=how.max_tokens, stop=how.stop)
+    written = lm.complete(prompts, max_tokens=how.max_tokens, stop=how.stop, precision=precision)
     keys = [item.choices[0] for item in part.items]
     figures = {}
     for name, extract in how.extract.items():

@@ -148,7 +148,12 @@ class LanguageModel:
         return self._write(ids, max_tokens, draw, self.tokenizer.eos if stop_at_eos else None)
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        precision: torch.dtype | None = None,
     ) -> list[str]:
         """Complete many prompts, always by the likeliest token, several at once.
 
@@ -157,6 +162,7 @@ class LanguageModel:
                 in the context loses its beginning, as in lm-eval.
             max_tokens: Most tokens to write after each, below the context.
             stop: Texts that end a completion; so does the model's end-of-text.
+            precision: Autocast's dtype; None = the weights' own.
 
         Returns:
             The completions, each cut before the first stop text in it.
@@ -178,7 +184,8 @@ class LanguageModel:
         completions = {ids: Completion(ids, self.tokenizer, stop) for ids in dict.fromkeys(cut)}
         device = self.model.head_weight.device
         positions = CACHED.get(device.type, CACHED_ELSEWHERE)
-        with self._reading(), packed(self.model):
+        autocast = torch.autocast(device.type, precision, enabled=precision is not None)
+        with self._reading(), autocast, packed(self.model):
             for batch in batches(list(completions.values()), max_tokens, positions):
                 write(self.model, batch, max_tokens, self._agree)
         return [completions[ids].text for ids in cut]

@@ -66,5 +66,6 @@ class Best:
         return None if self._last is None else vars(self._last)
 
     def _is_best(self, own: Measured) -> bool:
-        others = self._store.best_first()
+        # a resumed run may judge by another figure than the one before it
+        others = [one for one in self._store.best_first() if one.metric == own.metric]
         return not others or own.score > others[0].score

@@ -78,7 +78,7 @@ def _headings(compared: Facts) -> list[str]:
 
 def _cells(row: Facts) -> list[str]:
     """Write a row; a difference that is better or worse beyond doubt is marked."""
-    digits = max(decimals(value) for value in row["values"] if value is not None)
+    digits = max((decimals(value) for value in row["values"] if value is not None), default=0)
     cells = [row["figure"], *(number(value, digits) for value in row["values"])]
     for difference in row["differences"]:
         if difference is None:

@@ -255,7 +255,8 @@ def _of_data(result: Facts) -> list[str]:
         if data["origin"] == "bundle" and data["split"] != asked.split:
             notes.append(f"split {data['split']}, where others report {asked.split}")
     if data.get("limit") is not None:
-        notes.append(f"the first {data['limit']:,} only")
+        of = " of each part" if result["parts"] and not is_text(result) else ""
+        notes.append(f"the first {data['limit']:,}{of} only")
     return notes
 
 

@@ -58,7 +58,12 @@ def evaluate(
     """
     if not (wanted.texts or wanted.names or wanted.harness):
         raise UsageError("nothing to measure: ask for --suite, --text or --lm-eval")
-    expand(wanted.names)
+    tasks = [task.name for task in expand(wanted.names)]
+    for name in where.files:
+        if name not in tasks:
+            raise UsageError(
+                f"data.files.{name}: no such task is measured; these are: {', '.join(tasks) or '-'}"
+            )
     run_harness = _find_harness() if wanted.harness else None
     device = pick_device("auto")
     if device.type == "cpu":

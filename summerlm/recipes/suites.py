@@ -9,6 +9,7 @@ Flow: `pretrain` makes one `Rounds` for each start of a run.
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from summerlm.checkpoint.best import Measured
 from summerlm.core.console import format_seconds, format_value
@@ -28,7 +29,7 @@ from summerlm.generate.engine import LanguageModel
 from summerlm.recipes.opening import Run
 from summerlm.recipes.recording import seconds_spent
 from summerlm.recipes.settings import EvaluationConfig, derive
-from summerlm.recipes.watching import evaluating
+from summerlm.recipes.watching import evaluating, follow_leader
 from summerlm.train.hooks import Hook
 from summerlm.train.loop import Event
 
@@ -159,7 +160,14 @@ class Rounds:
         self._config: EvaluationConfig = run.settings.evaluation
         self._batch = run.settings.train.batch_tokens
         self._last_step = derive(run.settings).steps
-        self._where = Where(run.settings.data.mirror, self._config.bundle, kept={})
+        data = run.settings.data
+        self._where = Where(
+            data.mirror,
+            self._config.bundle,
+            stall_timeout_s=data.stall_timeout_s,
+            deadline_s=data.deadline_s,
+            kept={},
+        )
 
         def find() -> list[Task]:
             with stop.interrupting():
@@ -197,7 +205,8 @@ class Rounds:
         names = ", ".join(self._waiting)
         self._recorder.write("note", line=f"step {event.step}: measuring {names} ...")
         with evaluating(run.layout):
-            lm = LanguageModel(run.layout.model, run.tokenizer)
+            agree = partial(follow_leader, ranks)
+            lm = LanguageModel(run.layout.model, run.tokenizer, agree)
             for name in tuple(self._waiting):
                 # the last step is saved after its round, so a run that left now would count as done
                 asked = ranks.exchange(self._stop.received is not None)

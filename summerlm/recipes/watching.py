@@ -6,6 +6,7 @@ Flow: `pretrain` makes one `Watch`; its methods are hooks, its results go to the
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from summerlm.checkpoint.best import Measured
 from summerlm.core.errors import UsageError
 from summerlm.core.progress import PATIENCE_S
+from summerlm.core.ranks import Ranks
 from summerlm.core.record import Recorder
 from summerlm.data.sources import Source
 from summerlm.data.tokens.reading import TokenSource
@@ -100,16 +102,13 @@ class Watch:
         run = self._run
         autocast = torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not None)
         with evaluating(run.layout), autocast:
-            lm = LanguageModel(run.layout.model, run.tokenizer, agree=self._follow_leader)
+            lm = LanguageModel(
+                run.layout.model, run.tokenizer, agree=partial(follow_leader, run.ranks)
+            )
             for prompt in self._config.prompts:
                 text = lm.generate(prompt, max_tokens=self._config.tokens)
                 line = f"step {event.step}: {' '.join((prompt + text).split())}"
                 self._recorder.write("sample", line, step=event.step, prompt=prompt, text=text)
-
-    def _follow_leader(self, token: Tensor) -> Tensor:
-        """Go on with what the leading rank drew, for all ranks read the model together."""
-        drawn = self._run.ranks.exchange(token.tolist())[0]
-        return torch.tensor(drawn, device=token.device)
 
     def _measure(self, texts: list[str]) -> TextScore:
         return measure(
@@ -122,6 +121,20 @@ class Watch:
             precision=self._run.dtype,
             ranks=self._run.ranks,
         )
+
+
+def follow_leader(ranks: Ranks, token: Tensor) -> Tensor:
+    """Go on with what the leading rank drew, for all ranks read a model together.
+
+    Args:
+        ranks: Who reads it; every rank calls this at the same place.
+        token: What this rank drew, a token a row, (B,).
+
+    Returns:
+        What the leading rank drew, on this rank's device.
+    """
+    drawn = ranks.exchange(token.tolist())[0]
+    return torch.tensor(drawn, device=token.device)
 
 
 def longest_text(characters: int) -> int:

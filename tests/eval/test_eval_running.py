@@ -59,7 +59,8 @@ class Speaker:
         said = [self.says(*pair) for pair in texts]
         return [one if isinstance(one, Answer) else Answer(one, False) for one in said]
 
-    def complete(self, prompts, *, max_tokens, stop):
+    def complete(self, prompts, *, max_tokens, stop, precision):
+        self.precision = precision
         self.asked += [(BYTES.decode(ids), (max_tokens, tuple(stop))) for ids in prompts]
         assert all(ids[0] == BYTES.bos for ids in prompts)
         return [self.writes(BYTES.decode(ids)) for ids in prompts]
@@ -292,7 +293,8 @@ def test_answers_that_are_written(monkeypatch, tmp_path):
     texts = dict(zip((f"Question: q{n}\nAnswer:" for n in range(len(rows))), ANSWERS, strict=True))
     lm = Speaker(None, monkeypatch, writes=texts.__getitem__)
     where = Where(write_mirror(tmp_path, "gsm8k"))
-    result = run_task(lm, load_task("gsm8k"), where, few_shot=0)
+    result = run_task(lm, load_task("gsm8k"), where, few_shot=0, precision=torch.bfloat16)
+    assert lm.precision == torch.bfloat16
     assert lm.asked[0][1] == (256, ("Question:", "</s>", "<|im_end|>"))
     assert result.written == list(ANSWERS)
     strict, flexible = zip(*ANSWERS.values(), strict=True)

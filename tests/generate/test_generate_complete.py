@@ -103,6 +103,19 @@ def test_equals_one_at_a_time_whatever_is_asked(seed, max_tokens, stop):
 SMALL = make(layers=1, alibi=True)
 
 
+def test_precision_is_autocasts(lm, monkeypatch):
+    seen, forward = [], lm.model.forward
+
+    def spy(*args):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return forward(*args)
+
+    monkeypatch.setattr(lm.model, "forward", spy)
+    for precision in (None, torch.bfloat16):
+        lm.complete(prompts_of(1), max_tokens=1, precision=precision)
+    assert seen == [False, torch.bfloat16]
+
+
 def test_who_is_done_leaves_the_batch(lm, monkeypatch):
     rows = []
     forward = lm.model.forward

@@ -160,6 +160,7 @@ def test_figures_that_a_model_lacks_are_left_open():
     infinite["results"][1]["figures"]["perplexity"] |= {"value": None, "error": None}
     assert row_of(compare([A, infinite]), "lambada")["differences"][0]["value"] is None
     assert "| - |" in markdown(compared) + markdown(compare([A, infinite]))
+    assert "| perplexity | - | - | - | - |" in markdown(compare([infinite, infinite]))
 
 
 def test_better_and_worse_are_told_by_the_figures_own_direction():

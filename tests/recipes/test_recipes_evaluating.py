@@ -250,6 +250,7 @@ def test_the_mirror_is_what_is_asked_for_then_the_runs_then_the_environments(
         (["RUN", "--suite", "arc_eazy"], "did you mean arc_easy"),
         (["RUN", "--suite", "arc_easy", "data.miror=x"], "did you mean data.mirror"),
         (["RUN", "--suite", "arc_easy", "optim.peak_lr=1"], "no setting optim"),
+        (["RUN", "--suite", "arc_easy", "data.files.arc_eazy=x"], "no such task is measured"),
         (["RUN", "--suite", "hellaswag", "data.mirror=MIRROR"], "a mirror needs"),
         (["RUN", "--suite", "arc_easy", "data.mirror=gone"], "gone"),
         (["RUN", "--text", "gone/*.txt"], "no file matches"),

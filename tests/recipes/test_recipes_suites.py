@@ -23,6 +23,7 @@ from summerlm.cli import main
 from summerlm.core.config import read_settings
 from summerlm.core.errors import SummerError, UsageError
 from summerlm.core.files import RunFolder, read_json
+from summerlm.core.ranks import ALONE
 from summerlm.core.record import read_rows
 from summerlm.eval.items import Where
 from summerlm.eval.results import Figure, TaskResult
@@ -30,10 +31,12 @@ from summerlm.eval.running import run_task
 from summerlm.eval.task import load_task
 from summerlm.recipes import pretrain as recipe
 from summerlm.recipes import suites
+from summerlm.recipes.best import Best
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.report import write_report
 from summerlm.recipes.settings import Settings
 from summerlm.recipes.suites import Allowance
+from summerlm.recipes.watching import follow_leader
 
 SHARE = "evaluation.time_share=1.0"
 TASKS = ("evaluation.tasks=['arc_easy','lambada_openai']", "evaluation.every_tokens=1000", SHARE)
@@ -242,6 +245,7 @@ def scripted(monkeypatch):
     script.step = 0
 
     def fake(lm, task, where, **_):
+        assert lm._agree.func is follow_leader  # sharded ranks that part wait for each other
         made.append((script.step, task.name))
         clock.now += script.seconds
         figures = {"acc": Figure(script.values(script.step), 0.1, 0.25, script.better)}
@@ -438,6 +442,15 @@ def test_a_resumed_run_saves_only_what_beats_its_checkpoints(start, scripted, mo
     start("a", *JUDGED, *setup)
     assert [row["step"] for row in rows_of(folder, "save")] == [1, 2, 5, 6, 12]
     assert Store(folder / "checkpoints", pytest.fail).best_first()[0].step == 2
+
+
+def test_another_figure_than_before_is_compared_with_none_of_the_old():
+    store = SimpleNamespace(best_first=lambda: [Measured(3, "arc_easy/acc", 0.9, True)])
+    settings = SimpleNamespace(evaluation=SimpleNamespace(metric="held_out_loss"))
+    best, asked = Best(SimpleNamespace(store=store, ranks=ALONE, settings=settings)), []
+    best.see(Measured(5, "held_out_loss", 3.0, False))
+    best.when_new(asked.append)(SimpleNamespace(step=5))
+    assert [event.step for event in asked] == [5]
 
 
 def test_what_was_measured_before_a_checkpoint_is_not_its_own(start, scripted):
