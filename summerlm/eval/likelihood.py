@@ -23,7 +23,7 @@ from summerlm.eval.sharing import Batch, Query, Unit, deal, plan
 from summerlm.generate.cache import Cache
 from summerlm.model.config import ModelConfig
 from summerlm.model.kernels import Memory
-from summerlm.model.packed import packed
+from summerlm.model.packed import scoring
 from summerlm.model.transformer import Transformer
 
 BATCH_TOKENS = {"cpu": 1024}  # positions of a pass: a CPU's caches hold few
@@ -95,22 +95,13 @@ def answer(
     queries = [Query(slot, *key) for key, slot in slots.items()]
     hands = deal(plan(queries, batch_tokens, ranks.world), ranks.world)
     totals = Totals(*torch.zeros(2, len(slots), dtype=torch.float64, device=device))
-    was_training = model.training
-    model.eval()
-    # a compiled block would be compiled anew for each shape of a batch
-    with (
-        torch.no_grad(),
-        torch.compiler.set_stance("force_eager"),
-        torch.autocast(device.type, precision, enabled=precision is not None),
-        packed(model),
-    ):
+    with scoring(model, precision):
         for unit in hands[ranks.rank]:
             _read(model, unit, totals, device)
         passes = [sum(unit.passes for unit in hand) for hand in hands]
         for _ in range(max(passes) - passes[ranks.rank]):
             # a sharded model is read by all ranks, each time
             model(torch.zeros(1, 1, dtype=torch.int64, device=device))
-    model.train(was_training)
     nats, misses = (ranks.sum(total).tolist() for total in totals)
     found = [Answer(-n, m == 0) for n, m in zip(nats, misses, strict=True)]
     return [found[slots[key]] for key in cut]

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SummerError, UsageError
 from summerlm.core.progress import Progress, silent
 from summerlm.core.ranks import ALONE, Ranks
 from summerlm.eval.bootstrap import Estimate, Floats, bootstrap
@@ -44,7 +44,7 @@ from summerlm.eval.plans import (
 from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.windows import score
 from summerlm.generate.engine import LanguageModel
-from summerlm.model.packed import packed
+from summerlm.model.packed import scoring
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def measure_protocols(
 
     Raises:
         UsageError: If the stride doesn't fit the context, or there is no text.
+        SummerError: If the model says NaN of a token.
     """
     context = lm.config.context
     if stride is not None and not 1 <= stride <= context:
@@ -213,15 +214,7 @@ def _ask(
     sums = [np.zeros(len(plan.sizes)) for plan in plans]
     batches = _batches(readings, batch_tokens)
     total, done = sum(reading.end - reading.start for reading in readings), 0
-    was_training = model.training
-    model.eval()
-    # a compiled block would be compiled anew for each shape of a batch
-    with (
-        torch.no_grad(),
-        torch.compiler.set_stance("force_eager"),
-        torch.autocast(device.type, precision, enabled=precision is not None),
-        packed(model),
-    ):
+    with scoring(model, precision):
         for turn in range(0, len(batches), ranks.world):
             own = turn + ranks.rank
             # where no batch is left a rank reads another's: a sharded model is read by all
@@ -233,8 +226,9 @@ def _ask(
             for several in batches[turn : turn + ranks.world]:
                 done += sum(reading.end - reading.start for reading in several)
             progress("reading texts", done, total)
-    model.train(was_training)
     whole = ranks.sum(torch.from_numpy(np.concatenate(sums)).to(device)).cpu().numpy()
+    if np.isnan(whole).any():
+        raise SummerError("the model says NaN of this text")
     return np.split(whole, np.cumsum([len(nats) for nats in sums])[:-1])
 
 

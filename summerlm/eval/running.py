@@ -79,7 +79,7 @@ def run_task(
     Raises:
         UsageError: If the rows can't be read or used, or examples are asked for where there are
             none.
-        SummerError: If the model says NaN of an item.
+        SummerError: If the model says NaN of an item or a text.
     """
     start = time.monotonic()
     if limit is not None and limit < 1:

@@ -4,7 +4,7 @@ torch multiplies float32 matrices with MKL, which leaves the AVX-512 of other ma
 idle: on an AMD EPYC oneDNN is 2.3 times as fast, once weights are in its own order (LOG.md). The
 results are float32's, as before.
 
-Flow: `eval` and `generate` read a model inside of `packed`.
+Flow: `generate` reads a model inside of `packed`, and `eval` inside of `scoring`.
 
 Shapes: D inputs of a linear, whatever stands before them.
 """
@@ -16,6 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from summerlm.model.transformer import Transformer
+
+
+@contextmanager
+def scoring(model: nn.Module, precision: torch.dtype | None) -> Iterator[None]:
+    """Read a model for its scores alone: without dropout, gradients and compilation, `packed`.
+
+    Args:
+        model: The model; afterwards, also after an error, it trains if it trained before.
+        precision: Autocast's dtype; None = the weights' own.
+
+    Yields:
+        Nothing.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    autocast = torch.autocast(device.type, precision, precision is not None)
+    try:
+        # a compiled block would be compiled anew for each shape of a batch
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), autocast, packed(model):
+            yield
+    finally:
+        model.train(was_training)
 
 
 @contextmanager

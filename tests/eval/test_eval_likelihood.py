@@ -307,6 +307,10 @@ def test_training_mode_comes_back_and_dropout_is_off():
     first, second = answer(model, asks), answer(model, asks)
     assert first == second
     assert model.training
+    model.blocks[1].forward = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        answer(model, asks)
+    assert model.training
 
 
 def test_precision_is_autocasts(model):

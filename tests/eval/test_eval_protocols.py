@@ -11,7 +11,7 @@ import torch
 from ranks import run_ranks
 from torch import nn
 
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SummerError, UsageError
 from summerlm.eval import plans
 from summerlm.eval.bootstrap import bootstrap
 from summerlm.eval.corpus import Corpus
@@ -310,6 +310,12 @@ def test_training_mode_comes_back_and_dropout_is_off(lm, corpus):
     lm.model.eval()
     assert measure_protocols(lm, corpus) == first
     assert not lm.model.training
+
+
+def test_nan_is_an_error(tokenizer, corpus):
+    logits = torch.full((tokenizer.vocabulary,), math.nan)
+    with pytest.raises(SummerError, match="NaN of this text"):
+        measure_protocols(together(Constant(logits), tokenizer), corpus)
 
 
 def shared_scores(ranks, model, tokenizer):
