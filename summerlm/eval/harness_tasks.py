@@ -30,6 +30,7 @@ from summerlm.generate.engine import LanguageModel
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json"}
 """What `datasets` calls the reader of files with these endings."""
+OF_THE_DAY = ("date", "pretty_env_info")  # of its results: what the same evaluation gives otherwise
 
 
 class Tasks(TaskFactory):
@@ -149,7 +150,7 @@ def evaluate_with_harness(
         seed: Of the few-shot examples; lm-eval's own default.
 
     Returns:
-        lm-eval's results as JSON would give them back.
+        lm-eval's results as JSON would give them back, without the date and the machine.
 
     Raises:
         UsageError: If a task isn't known or the mirror lacks what it needs.
@@ -167,7 +168,7 @@ def evaluate_with_harness(
         log_samples=False,
     )
     results: dict[str, Any] = json.loads(json.dumps(found, default=handle_non_serializable))
-    return results
+    return {key: value for key, value in results.items() if key not in OF_THE_DAY}
 
 
 def _names(task: str, manager: TaskManager) -> list[str]:

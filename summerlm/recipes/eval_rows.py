@@ -192,7 +192,7 @@ def _of_task(result: Facts) -> Section:
 def _of_harness(found: Facts) -> Iterator[Section]:
     """Read lm-eval's results: a figure's key is its name, a comma, and a filter's name."""
     for task, values in found.get("results", {}).items():
-        count = found.get("n-samples", {}).get(task, {}).get("effective")
+        count = values.get("sample_len")  # of groups, too
         up = found.get("higher_is_better", {}).get(task, {})
         rows = []
         for key, value in values.items():

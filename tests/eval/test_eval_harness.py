@@ -263,7 +263,8 @@ def test_a_task_of_the_users_by_file_and_by_folder(lm, harness, harness_tasks, o
     for found in (by_file, by_folder):
         accuracy = found["results"]["where_they_sit"]["acc,none"]
         assert accuracy == pytest.approx((scores.argmax(1) == right).double().mean().item())
-        assert found["n-samples"]["where_they_sit"]["effective"] == 5
+        assert found["results"]["where_they_sit"]["sample_len"] == 5
+        assert not found.keys() & set(harness_tasks.OF_THE_DAY)
 
 
 @pytest.mark.slow
@@ -299,6 +300,7 @@ def test_a_group_reads_the_mirror(lm, harness_tasks, tmp_path, offline):
     group.write_text(json.dumps({"group": "pair", "task": names, "aggregate_metric_list": means}))
     found = harness_tasks.evaluate_with_harness(lm, [str(group.parent)], mirror=path, few_shot=5)
     assert found["groups"].keys() == {"pair"}
+    assert found["results"]["pair"]["sample_len"] == 2 * len(rows)
     assert found["groups"]["pair"]["acc,none"] == found["results"]["mmlu_virology"]["acc,none"]
 
 

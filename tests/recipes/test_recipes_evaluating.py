@@ -211,10 +211,10 @@ def test_what_a_figures_row_shows():
 def test_lm_evals_figures_are_rows_too():
     found = {
         "results": {
-            "arc": {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.01, "x,flex": 1.0},
+            "arc": {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.01, "x,flex": 1.0}
+            | {"sample_len": 10},
             "wiki": {"word_perplexity,none": 9.0, "word_perplexity_stderr,none": "N/A"},
         },
-        "n-samples": {"arc": {"original": 20, "effective": 10}},
         "n-shot": {"arc": 3},
         "higher_is_better": {"wiki": {"word_perplexity": False}},
     }
