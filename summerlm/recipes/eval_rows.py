@@ -182,7 +182,9 @@ def _of_task(result: Facts) -> Section:
             rows.append(_row(name, figure, values, f"{part['items']:,} items"))
     notes = [*_of_data(result), *result["notes"]]
     if cut := result["data"].get("truncated"):
-        notes.append(f"{cut:,} contexts lost their beginning: the model reads less than they have")
+        notes.append(
+            f"{cut:,} times a context lost its beginning: the model reads less than it has"
+        )
     data = _origin(result["data"])
     return Section(
         result["task"], result["protocol"], result["few_shot"], data, tuple(rows), _once(notes)
@@ -244,10 +246,8 @@ def _of_data(result: Facts) -> list[str]:
             asked = load_task(result["task"]).data
         except UsageError:  # facts of a version that knew other tasks
             return notes
-        if data["origin"] == "mirror" and (data["folder"], data["split"]) != (
-            asked.folder,
-            asked.split,
-        ):
+        instead = [(other.folder, other.split) for other in asked.instead]
+        if data["origin"] == "mirror" and (data["folder"], data["split"]) in instead:
             notes.append(
                 f"the mirror lacks {asked.folder} {asked.split}, which this task asks for: what "
                 f"was measured is {data['folder']} {data['split']}"

@@ -227,6 +227,23 @@ def test_lm_evals_figures_are_rows_too():
     assert (wiki.rows[0].error, wiki.rows[0].higher_is_better) == (None, False)
 
 
+@pytest.mark.parametrize("task", ["mmlu", "mmlu_stem", "mmlu_anatomy"])
+def test_notes_of_a_task_of_parts(task):
+    """A part's own folder is no other set's; and so many items are of each part."""
+    data = {"origin": "mirror", "repository": "cais/mmlu", "folder": "*", "split": "test"}
+    data |= {"limit": 5, "truncated": 8}
+    result = {"task": task, "protocol": "choices", "items": 5, "few_shot": 0, "figures": {}}
+    result |= {"data": data, "notes": (), "parts": {}}
+    if task == "mmlu_anatomy":
+        data["folder"] = "anatomy"
+    else:
+        result["parts"] = {"anatomy": {"figures": {}, "items": 5, "data": {}}}
+    (section,) = sections({"results": [result]})
+    of = "" if task == "mmlu_anatomy" else " of each part"
+    lost = "8 times a context lost its beginning: the model reads less than it has"
+    assert section.notes == (f"the first 5{of} only", lost)
+
+
 def test_the_mirror_is_what_is_asked_for_then_the_runs_then_the_environments(
     run, tmp_path, monkeypatch
 ):
