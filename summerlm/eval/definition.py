@@ -192,6 +192,8 @@ class Task(Section):
         }[self.kind]
         if not all(needed):
             raise ValueError(f"a task of kind {self.kind!r} lacks a key that the kind needs")
+        if self.parts and self.kind in ("generate", "text"):
+            raise ValueError(f"a task of kind {self.kind!r} is measured whole: it takes no parts")
         return self
 
     @property

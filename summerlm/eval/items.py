@@ -276,7 +276,7 @@ def _bundled(task: Task, split: str, part: str) -> tuple[dict[str, Any], list[Na
 def _checked(task: Task, files: Iterable[Named], bundle: Bundle | None) -> Iterator[dict[str, Any]]:
     """Read the rows of files, and check each."""
     name = None if bundle and bundle.nameless else task.data.id
-    seen: dict[Any, str] = {}
+    seen: dict[str, str] = {}
     for file, path in files:
         for number, row in enumerate(rows_of_file(file, path)):
             place = f"task {task.name}: {file}: row {number}"
@@ -290,7 +290,7 @@ def _checked(task: Task, files: Iterable[Named], bundle: Bundle | None) -> Itera
             if name is not None:
                 if (named := row.get(name)) is None:
                     raise UsageError(f"{place}: no {name}; its columns are {', '.join(row)}")
-                if named in seen:
-                    raise UsageError(f"{place}: {name} {named!r} is also that of {seen[named]}")
-                seen[named] = f"{file} row {number}"
+                if (key := repr(named)) in seen:  # a structure names some rows
+                    raise UsageError(f"{place}: {name} {named!r} is also that of {seen[key]}")
+                seen[key] = f"{file} row {number}"
             yield row

@@ -169,6 +169,7 @@ class LanguageModel:
 
         Raises:
             UsageError: If a prompt is empty or has unknown ids, or a value means nothing.
+            SummerError: If the model says NaN.
         """
         room = self.config.context - max_tokens
         if max_tokens < 1 or room < 1:

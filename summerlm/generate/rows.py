@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from summerlm.core.errors import SummerError
 from summerlm.generate.cache import Cache
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
@@ -76,6 +77,9 @@ def write(
         completions: The rows; prompts and `max_tokens` together fit the context.
         max_tokens: Most tokens of a completion.
         agree: Applied to the tokens of each step, (B,).
+
+    Raises:
+        SummerError: If the model says NaN.
     """
     longest = max(len(row.prompt) for row in completions)
     padded = [[0] * (longest - len(row.prompt)) + row.prompt for row in completions]
@@ -88,7 +92,10 @@ def write(
     rows = list(completions)
     for _ in range(max_tokens):
         hidden = model(new, documents, cache)
-        drawn = agree(model.logits(hidden[:, -1]).argmax(-1))  # (B,)
+        best, drawn = model.logits(hidden[:, -1]).max(-1)  # (B,) each
+        if best.isnan().any():  # which is the largest of all to torch
+            raise SummerError("the model says NaN of what comes next")
+        drawn = agree(drawn)
         for row, token in zip(rows, drawn.tolist(), strict=True):
             row.push(token)
         left = [number for number, row in enumerate(rows) if not row.done]

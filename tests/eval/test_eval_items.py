@@ -323,6 +323,13 @@ def test_a_wrong_row_is_named(change, words, tmp_path):
         read("arc_easy", where)
 
 
+def test_structures_name_rows_too(tmp_path):
+    named = [{**row, "id": {"page": 1, "row": n}} for n, row in enumerate(ARC)]
+    assert len(read("arc_easy", mirror_of(tmp_path, named))) == len(ARC)
+    with pytest.raises(UsageError, match=r"row 1: id \{'page': 1, 'row': 0\} is also that of"):
+        read("arc_easy", mirror_of(tmp_path, [named[0], named[0]]))
+
+
 def test_a_missing_column_names_the_nearest(tmp_path):
     rows = [{**row, "answer_key": row["answerKey"]} for row in ARC]
     where = mirror_of(tmp_path, [{k: v for k, v in r.items() if k != "answerKey"} for r in rows])

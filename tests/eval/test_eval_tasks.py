@@ -96,6 +96,12 @@ def test_an_unknown_task_names_the_nearest(name, words):
     assert words in str(caught.value)
 
 
+def test_parts_of_what_is_measured_whole_are_refused():
+    values = load_task("gsm8k").model_dump(mode="json", exclude_none=True)
+    with pytest.raises(UsageError, match="takes no parts"):
+        validate(Task, values | {"parts": {"a": ["b", "c"]}}, "x")
+
+
 def test_a_definition_that_lacks_a_key_is_refused():
     values = load_task("arc_easy").model_dump(mode="json", exclude_none=True)
     assert validate(Task, values, "x") == load_task("arc_easy")

@@ -1,5 +1,6 @@
 """Many prompts at once against one at a time without a cache."""
 
+import math
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from models import build
 from ranks import run_ranks
 
-from summerlm.core.errors import UsageError
+from summerlm.core.errors import SummerError, UsageError
 from summerlm.generate import engine
 from summerlm.generate.engine import LanguageModel
 from summerlm.model.config import ModelConfig
@@ -101,6 +102,13 @@ def test_equals_one_at_a_time_whatever_is_asked(seed, max_tokens, stop):
 
 
 SMALL = make(layers=1, alibi=True)
+
+
+def test_nan_is_an_error(lm, monkeypatch):
+    logits = lm.model.logits
+    monkeypatch.setattr(lm.model, "logits", lambda hidden: logits(hidden) * math.nan)
+    with pytest.raises(SummerError, match="NaN"):
+        lm.complete(prompts_of(3), max_tokens=2)
 
 
 def test_precision_is_autocasts(lm, monkeypatch):
