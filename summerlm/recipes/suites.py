@@ -18,13 +18,12 @@ from summerlm.core.files import RunFolder
 from summerlm.core.record import Recorder, read_rows
 from summerlm.core.runtime import StopRequest
 from summerlm.eval.definition import Task
-from summerlm.eval.items import Where, read_items
+from summerlm.eval.items import Where
 from summerlm.eval.plans import FIGURES, PROTOCOLS
-from summerlm.eval.preparing import count_examples, prepare
+from summerlm.eval.preparing import look
 from summerlm.eval.results import Figure, TaskResult
 from summerlm.eval.running import run_task
 from summerlm.eval.task import expand
-from summerlm.eval.templates import SEED
 from summerlm.generate.engine import LanguageModel
 from summerlm.recipes.opening import Run
 from summerlm.recipes.recording import seconds_spent
@@ -111,11 +110,7 @@ def find_tasks(config: EvaluationConfig, where: Where) -> list[Task]:
             raise UsageError(
                 f"evaluation.metric = {config.metric!r}: {name} has {' and '.join(known)}"
             )
-        for part in task.part_names:
-            if task.kind == "text":
-                read_items(task, task.data.split, where, part)
-            else:
-                prepare(task, part, where, count_examples(task, None), SEED, config.items)
+        look(task, where, None, config.items)
     return tasks
 
 
