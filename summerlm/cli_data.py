@@ -105,7 +105,12 @@ def data_contamination(
     from summerlm.recipes.data.describing import show_contamination
 
     settings = _settings(config, overrides)
-    where = Where(settings.data.mirror, bundle)
+    where = Where(
+        settings.data.mirror,
+        bundle,
+        stall_timeout_s=settings.data.stall_timeout_s,
+        deadline_s=settings.data.deadline_s,
+    )
     reached = read_facts(results) if results is not None else None
     names = [name.strip() for name in suite.split(",")]
     facts = find_contamination(settings, names, documents, where, reached)

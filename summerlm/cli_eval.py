@@ -104,6 +104,12 @@ def compare(
 
     overrides = [text for text in runs if "=" in text and not Path(text).exists()]
     paths = [Path(text) for text in runs if text not in overrides]
+    given = [suite, few_shot, seed, limit, stride, bundle or None, overrides or None]
+    if all(path.is_file() for path in paths) and any(option is not None for option in given):
+        raise UsageError(
+            "what files of eval --json hold was measured already: options and data.key=value say "
+            "how runs are measured, and there is none"
+        )
     wanted = _wanted(suite, [], None, few_shot, seed, limit, stride)
     with progress_bar() as progress:
         found = [facts_of(path, wanted, overrides, bundle, progress) for path in paths]

@@ -20,6 +20,7 @@ from torch import Tensor
 from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE, Ranks
 from summerlm.eval.windows import rolling, score
+from summerlm.model.packed import scoring
 from summerlm.model.transformer import Transformer
 from summerlm.tokenizer.tokenizer import Tokenizer
 
@@ -100,9 +101,8 @@ def measure(
     device = next(model.parameters()).device
     nats = torch.zeros((), dtype=torch.float64, device=device)
     tokens = size = count = 0
-    rest, was_training = iter(documents), model.training
-    model.eval()
-    with torch.no_grad(), torch.autocast(device.type, precision, enabled=precision is not None):
+    rest = iter(documents)
+    with scoring(model, precision):
         while texts := list(islice(rest, GROUP * batch_rows)):
             windows: list[tuple[Tensor, Tensor]] = []
             for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
@@ -117,7 +117,6 @@ def measure(
                 # where no batch is left a rank reads another's: a sharded model is read by all
                 found = score(model, batches[own if own < len(batches) else turn], device)
                 nats += torch.cat(found).sum() if own < len(batches) else 0
-    model.train(was_training)
     ranks.sum(nats)
     if not tokens:
         raise UsageError(f"nothing to measure: {count} documents hold no text")

@@ -58,12 +58,7 @@ def evaluate(
     """
     if not (wanted.texts or wanted.names or wanted.harness):
         raise UsageError("nothing to measure: ask for --suite, --text or --lm-eval")
-    tasks = [task.name for task in expand(wanted.names)]
-    for name in where.files:
-        if name not in tasks:
-            raise UsageError(
-                f"data.files.{name}: no such task is measured; these are: {', '.join(tasks) or '-'}"
-            )
+    _refuse_idle(wanted, where)
     run_harness = _find_harness() if wanted.harness else None
     device = pick_device("auto")
     if device.type == "cpu":
@@ -98,6 +93,24 @@ def evaluate(
             seed=wanted.seed,
         )
     return facts
+
+
+def _refuse_idle(wanted: Wanted, where: Where) -> None:
+    """Refuse what would change nothing of what is measured."""
+    tasks = expand(wanted.names)
+    names = [task.name for task in tasks]
+    for name in where.files:
+        if name not in names:
+            raise UsageError(
+                f"data.files.{name}: no such task is measured; these are: {', '.join(names) or '-'}"
+            )
+    kinds = {"text"} if wanted.texts else set()
+    kinds |= {"harness"} if wanted.harness else set()
+    kinds |= {"text" if task.kind == "text" else "items" for task in tasks}
+    if wanted.few_shot is not None and kinds == {"text"}:
+        raise UsageError(f"--few-shot {wanted.few_shot}: texts take no examples")
+    if wanted.stride is not None and "text" not in kinds:
+        raise UsageError(f"--stride {wanted.stride}: only texts are read in windows, and none is")
 
 
 def evaluate_suite(

@@ -212,6 +212,17 @@ def test_files_and_runs_are_compared_by_the_command(tmp_path, monkeypatch, capsy
     assert out.read_text() == markdown(compare([B, A]))
 
 
+@pytest.mark.parametrize("option", [["--suite", "arc"], ["--limit", "3"], ["data.mirror=m"]])
+def test_options_that_files_leave_no_meaning_are_refused(tmp_path, monkeypatch, capsys, option):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(A))
+    monkeypatch.setattr(sys, "argv", ["summerlm", "compare", str(path), str(path), *option])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "was measured already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

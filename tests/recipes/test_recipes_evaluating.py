@@ -272,6 +272,8 @@ def test_the_mirror_is_what_is_asked_for_then_the_runs_then_the_environments(
         (["RUN", "--suite", "arc_easy", "data.mirror=gone"], "gone"),
         (["RUN", "--text", "gone/*.txt"], "no file matches"),
         (["RUN", "--suite", "wikitext2", "--stride", "33", "data.mirror=MIRROR"], "stride 33"),
+        (["RUN", "--suite", "arc_easy", "--stride", "3"], "only texts are read in windows"),
+        (["RUN", "--suite", "wikitext2", "--few-shot", "1"], "texts take no examples"),
         (["RUN", "--lm-eval", "arc_easy"], "pip install 'summerlm[eval]'"),
         (["gone", "--suite", "arc_easy"], "neither a run folder nor a checkpoint"),
     ],
