@@ -492,8 +492,7 @@ def test_a_flipped_bit_is_found_at_the_next_save(start, whole, world, stem):
         rf"error: step \d: replicas differ in .*{stem} blocks\.1\.mlp\.down\.weight", words
     )
     assert ("on rank 1 against" if world == 4 else "rank") in words
-    assert checkpoints(folder) == [4]
-    assert max(steps_of(folder)) <= 6
+    assert checkpoints(folder) == [4]  # steps go on while it is written, but it is not published
     codes, words, _ = start("run", world=world)
     assert codes == [0] * world, words
     assert same_bits(saved(folder), saved(whole(world=world)))
