@@ -61,8 +61,10 @@ HOST_WORK = ("cpu_op", "user_annotation")
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 ENGINE = "autograd::engine::evaluate_function: "
 OF_RANKS = ("c10d::", "FSDP::", "nccl:", "gloo:")
-OF_ATTENTION = ("scaled_dot_product", "flash_attn", "flash_attention", "plain_attention")
-OF_ATTENTION += ("::bmm", "::baddbmm")
+OF_ATTENTION = (
+    *("scaled_dot_product", "flash_attn", "flash_attention", "plain_attention"),
+    *("::bmm", "::baddbmm"),
+)
 MULTIPLIES = ("::mm", "::addmm", "::matmul", "_scaled_mm", "linear", *OF_ATTENTION)
 
 Place = tuple[str, str]  # part and phase
