@@ -20,6 +20,7 @@ from torch import Tensor
 from summerlm.core.errors import UsageError
 from summerlm.core.ranks import ALONE, Ranks
 from summerlm.eval.sharing import Batch, Query, Unit, deal, plan
+from summerlm.eval.windows import LOGIT_ROWS
 from summerlm.generate.cache import Cache
 from summerlm.model.config import ModelConfig
 from summerlm.model.kernels import Memory
@@ -28,7 +29,6 @@ from summerlm.model.transformer import Transformer
 
 BATCH_TOKENS = {"cpu": 1024}  # positions of a pass: a CPU's caches hold few
 BATCH_TOKENS_ELSEWHERE = 32768
-LOGIT_ROWS = 2048  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def answer(
         _check(ask, number, model.config)
     device = model.head_weight.device
     if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
+        batch_tokens = pass_tokens(device)
     read = model.config.context + 1
     cut = [((*ask.context, *ask.continuation)[-read:], len(ask.continuation)) for ask in asks]
     slots = {key: slot for slot, key in enumerate(dict.fromkeys(cut))}
@@ -105,6 +105,11 @@ def answer(
     nats, misses = (ranks.sum(total).tolist() for total in totals)
     found = [Answer(-n, m == 0) for n, m in zip(nats, misses, strict=True)]
     return [found[slots[key]] for key in cut]
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Tell how many positions of a pass suit a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
 
 
 class Totals(NamedTuple):

@@ -26,7 +26,7 @@ from summerlm.core.progress import Progress, silent
 from summerlm.core.ranks import ALONE, Ranks
 from summerlm.eval.bootstrap import Estimate, Floats, bootstrap
 from summerlm.eval.corpus import Corpus
-from summerlm.eval.likelihood import BATCH_TOKENS, BATCH_TOKENS_ELSEWHERE
+from summerlm.eval.likelihood import pass_tokens
 from summerlm.eval.plans import (
     COLUMNS,
     FIGURES,
@@ -110,8 +110,7 @@ def measure_protocols(
     if not any(corpus.documents):
         raise UsageError(f"nothing to measure: {len(corpus.documents)} documents hold no text")
     if batch_tokens is None:
-        kind = next(lm.model.parameters()).device.type
-        batch_tokens = BATCH_TOKENS.get(kind, BATCH_TOKENS_ELSEWHERE)
+        batch_tokens = pass_tokens(next(lm.model.parameters()).device)
     streams = Streams(lm.tokenizer)
     plans = [
         original_plan(corpus, streams, context),

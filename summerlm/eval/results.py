@@ -8,6 +8,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+CHOSEN = {"acc": "chosen", "acc_norm": "chosen_norm"}  # whose answers a figure counts
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -23,13 +23,12 @@ from summerlm.core.files import read_json
 from summerlm.core.progress import Progress
 from summerlm.eval.bootstrap import Floats, bootstrap
 from summerlm.eval.plans import COLUMNS, FIGURES
+from summerlm.eval.results import CHOSEN
 from summerlm.recipes.eval_request import FORMAT, Wanted, where_of
 from summerlm.recipes.eval_rows import is_text, sections
 from summerlm.recipes.evaluating import evaluate
 
 Facts = Mapping[str, Any]
-
-CHOSEN = {"acc": "chosen", "acc_norm": "chosen_norm"}  # which answers a figure counts
 
 
 def facts_of(

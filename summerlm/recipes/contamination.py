@@ -29,6 +29,7 @@ from summerlm.data.sources import Source
 from summerlm.eval.definition import Task
 from summerlm.eval.items import Items, Where, read_items
 from summerlm.eval.metrics import mean
+from summerlm.eval.results import CHOSEN
 from summerlm.eval.task import expand
 from summerlm.recipes.data.judging import dialogue_words
 from summerlm.recipes.data.locking import lock_path
@@ -36,7 +37,6 @@ from summerlm.recipes.data.probing import draw
 from summerlm.recipes.settings import Settings
 
 EXAMPLES = 3  # of a task
-CHOSEN = {"acc": "chosen", "acc_norm": "chosen_norm"}  # figures, and whose choices they count
 
 
 @dataclass(frozen=True)
