@@ -72,9 +72,15 @@ MUTANTS = {
     ),
     "snapshot is no copy": (
         "checkpoint/test_checkpoint_resharding.py::test_a_snapshot_doesn_t_see_later_steps",
-        "checkpoint/flight",
+        "checkpoint/writing",
         "        self._snapshot.wait()\n",
         "        self._snapshot.take()\n        self._snapshot.wait()\n",
+    ),
+    "an update that waits for no copy": (
+        "recipes/test_recipes_pretrain.py::test_a_save_holds_its_step_however_slowly_it_is_copied",
+        "train/step",
+        "        self._before_update()\n",
+        "",
     ),
     "replicas not compared": (
         "checkpoint/test_checkpoint_replicas.py::test_a_flipped_bit_ends_the_job_and_keeps_the_good_checkpoint",

@@ -1,17 +1,19 @@
 """Saves that are written while training goes on: one in flight, polled each step.
 
 Flow:
-    1. `Flight.start` takes a `Snapshot`, and returns: a thread on every rank writes its files into
-       one draft, hashing, syncing and opening each again;
-    2. each step the loop exchanges every rank's `report` with what it exchanges anyway, and hands
+    1. `Flight.start` returns at once: a thread on every rank copies the state and writes its files
+       into one draft, hashing, syncing and opening each again (`writing`);
+    2. the next step makes its gradients meanwhile; before it updates what is being copied it calls
+       `Flight.release`, which waits for the copy;
+    3. each step the loop exchanges every rank's `report` with what it exchanges anyway, and hands
        all of them to `poll`, so all ranks see the same at the same step;
-    3. when all have written equal replicas, the leading rank's thread publishes, prunes, reports;
-    4. `poll` returns the `Outcome`. A failure anywhere drops the draft; the next save is free.
+    4. when all have written equal replicas, the leading rank's thread adds the small files,
+       publishes, prunes, reports;
+    5. `poll` returns the `Outcome`. A failure anywhere drops the draft; the next save is free.
 
 Threads never speak to other ranks. A process alone is the same code with one report.
 """
 
-import shutil
 import threading
 import time
 import traceback
@@ -20,18 +22,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from summerlm.checkpoint.manifest import write_manifest
 from summerlm.checkpoint.pieces import Tables, plan_pieces
-from summerlm.checkpoint.replicas import Sums, difference, sum_shared
-from summerlm.checkpoint.snapshot import NotFiniteError, Snapshot
+from summerlm.checkpoint.replicas import difference
+from summerlm.checkpoint.snapshot import NotFiniteError
 from summerlm.checkpoint.store import Retention, Store
-from summerlm.checkpoint.tensors import check_header, write_file
+from summerlm.checkpoint.writing import AbandonedError, Files, Writer
 from summerlm.core.errors import SaveError
 from summerlm.core.failpoints import reach
 from summerlm.core.ranks import Ranks
 
 CLOSE_S = 10.0  # how long a process that has to end waits for its disk
 Report = dict[str, Any]  # plain values, for ranks to exchange
+SmallFiles = Callable[[Sequence[Any]], Mapping[str, bytes]]  # from the values of all ranks
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,6 @@ class Outcome:
     notes: Sequence[str] = ()
 
 
-class _AbandonedError(Exception):
-    """The process wants to end: the thread stops between two chunks."""
-
-
 @dataclass
 class _Save:
     """One save on its way; all but `report` is the same on every rank."""
@@ -66,10 +64,12 @@ class _Save:
     number: int
     step: int
     began: float
+    value: Any
+    files: SmallFiles
+    copied: threading.Event = field(default_factory=threading.Event)
     stall_s: float = 0.0
     stage: str = "write"
     failed: bool = False
-    sums: list[int] = field(default_factory=list)
     report: Report | None = None
     bug: BaseException | None = None
     thread: threading.Thread | None = field(default=None, repr=False)
@@ -95,50 +95,59 @@ class Flight:
         identity: Mapping[str, str],
         retention: Retention,
     ) -> None:
-        self._store, self._ranks, self._tables = store, ranks, tables
-        self._identity, self._retention = dict(identity), retention
+        self._store, self._ranks = store, ranks
         self._plan = plan_pieces(tables, ranks)
-        self._snapshot = Snapshot(tables, self._plan, ranks.rank)
-        self._nonce = str(ranks.exchange(uuid.uuid4().hex[:8])[0])
+        nonce = str(ranks.exchange(uuid.uuid4().hex[:8])[0])
+        self._writer = Writer(
+            store,
+            self._plan,
+            ranks.rank,
+            tables,
+            nonce=nonce,
+            identity=identity,
+            retention=retention,
+        )
         self._save: _Save | None = None
         self._number = 0
-        self._chunks = 0  # written by this process: whether its disk still moves
-        self._abandoned = threading.Event()
 
     @property
     def step(self) -> int | None:
         """The step whose save is in flight, or None; the same on every rank."""
         return self._save.step if self._save else None
 
-    def start(
-        self, step: int, value: Any, files: Callable[[list[Any]], Mapping[str, bytes]]
-    ) -> None:
-        """Take the state as it is now and begin to write it; nothing may be in flight.
+    def start(self, step: int, value: Any, files: SmallFiles) -> None:
+        """Begin to save the state as it is now; nothing may be in flight.
+
+        Until `release` has returned nothing may change the live tensors.
 
         Args:
             step: The completed step it belongs to.
-            value: What the small files need of this rank; plain values.
+            value: What the small files need of this rank; plain values, which stay as they are.
             files: Makes the small files, by name, from the values of all ranks; called on the
-                leading rank.
+                leading rank when all have written.
         """
         assert self._save is None, "one save at a time"
         began = time.monotonic()
         reach("save.asked")
-        others = sum_shared(
-            self._plan, self._ranks.rank, lambda s, n: self._tables[s][n].tensor, written=False
-        )
-        said = self._ranks.exchange(value)
-        small = files(said) if self._ranks.leads else {}
-        self._snapshot.take()
-        reach("save.copied")
         self._number += 1
-        self._save = save = _Save(self._number, step, began)
+        self._save = save = _Save(self._number, step, began, value, files)
+        if self._writer.queued:
+            self._writer.copy()  # behind the work that makes the state: the host doesn't wait
+            save.copied.set()
         if self._ranks.world == 1:  # nobody to wait for: no step has to pass before it is published
             save.stage = "publish"
-            self._run(save, lambda: self._publish(step, self._write(save, small, others)["files"]))
+            self._run(save, lambda: self._publish(save, self._write(save)["files"], [value]))
         else:
-            self._run(save, lambda: self._write(save, small, others))
+            self._run(save, lambda: self._write(save))
         save.stall_s = time.monotonic() - began
+
+    def release(self) -> None:
+        """Wait until what an update is about to change has been copied; before every update."""
+        save = self._save
+        if save is not None and not save.copied.is_set():
+            began = time.monotonic()
+            save.copied.wait()
+            save.stall_s += time.monotonic() - began
 
     def report(self) -> Report | None:
         """Tell what this rank has to say, for `poll` on all ranks.
@@ -201,7 +210,7 @@ class Flight:
         while (save := self._save) is not None:
             if save.thread is not None:
                 save.thread.join(timeout=0.05)
-            said = self._ranks.exchange((self.report(), self._chunks))
+            said = self._ranks.exchange((self.report(), self._writer.chunks))
             if (written := sum(chunks for _, chunks in said)) != chunks:
                 self._ranks.phase("save", save.step)  # the disk takes its time, but it takes
                 chunks = written
@@ -212,7 +221,7 @@ class Flight:
 
     def close(self) -> None:
         """Give up what is in flight, as when the process has to end; asks no other rank."""
-        self._abandoned.set()
+        self._writer.abandon()
         if self._save is not None and self._save.thread is not None:
             self._save.thread.join(timeout=CLOSE_S)
             if not self._save.thread.is_alive():  # else it may still publish: all must be there
@@ -228,70 +237,36 @@ class Flight:
                 report, error = act(), None
             except (OSError, SaveError, NotFiniteError, MemoryError) as failure:
                 error = str(failure) or type(failure).__name__
-            except _AbandonedError:
+            except AbandonedError:
                 return
             except BaseException as failure:
                 save.bug, error = failure, traceback.format_exc()
-            save.report = {"key": key, "error": error, "sums": save.sums, **report}
+            finally:
+                save.copied.set()  # where it failed, too: training must not wait for it
+            save.report = {"key": key, "error": error, "sums": self._writer.sums, **report}
 
         save.thread = threading.Thread(target=work, name=f"save-{key}", daemon=True)
         save.thread.start()
 
-    def _write(self, save: _Save, small: Mapping[str, bytes], others: Sums) -> Report:
-        draft = self._store.draft(save.step, self._nonce)
-        draft.mkdir(parents=True, exist_ok=True)
-        reach("write.drafted")
-        self._snapshot.wait()
-        copied = sum_shared(self._plan, self._ranks.rank, self._snapshot.tensor, written=True)
-        save.sums = [value for _, value in sorted({**others, **copied}.items())]
-        self._snapshot.check_finite()
-        files = {}
-        for stem, layout in self._snapshot.layouts.items():
-            name = self._plan.file(stem, self._ranks.rank)
-            files[name] = write_file(draft / name, self._snapshot.blocks(stem), self._go_on)
-            check_header(draft / name, layout)
-        for name, data in small.items():
-            files[name] = write_file(draft / name, [data], self._go_on)
-        reach("write.done")
-        return {"files": files}
+    def _write(self, save: _Save) -> Report:
+        if not save.copied.is_set():
+            self._writer.copy()
+            save.copied.set()
+        return {"files": self._writer.write(save.step), "value": save.value}
 
     def _publish_all(self, reports: Sequence[Report], save: _Save) -> None:
         files = {name: entry for r in reports for name, entry in r["files"].items()}
+        values = [report["value"] for report in reports]
         save.stage, save.report = "publish", None
         if self._ranks.leads:
-            self._run(save, lambda: self._publish(save.step, files))
+            self._run(save, lambda: self._publish(save, files, values))
 
-    def _publish(self, step: int, files: Mapping[str, Any]) -> Report:
-        reach("publish.begun")
-        draft = self._store.draft(step, self._nonce)
-        for name, entry in files.items():
-            if (draft / name).stat().st_size != entry["bytes"]:
-                raise OSError(f"{name} changed after it was written")
-        facts = {
-            "step": step,
-            "world": self._ranks.world,
-            "identity": self._identity,
-            "files": dict(sorted(files.items())),
-            "tensors": self._plan.table(),
-        }
-        write_manifest(draft, facts)
-        self._go_on()
-        self._store.publish(draft, step)
-        try:
-            notes = self._store.prune(self._retention)
-        except OSError as error:  # what is published stays published
-            notes = [f"{self._store.folder}: older checkpoints not looked through: {error}"]
-        reach("publish.done")
-        return {"bytes": sum(entry["bytes"] for entry in files.values()), "notes": notes}
+    def _publish(self, save: _Save, files: Files, values: Sequence[Any]) -> Report:
+        return self._writer.publish(save.step, self._ranks.world, files, save.files(values))
 
     def _drop(self, step: int) -> None:
         if self._ranks.leads:
-            shutil.rmtree(self._store.draft(step, self._nonce), ignore_errors=True)
-
-    def _go_on(self) -> None:
-        self._chunks += 1
-        if self._abandoned.is_set():
-            raise _AbandonedError
+            self._writer.drop(step)
 
     def _outcome(self, save: _Save, error: str | None, report: Report | None = None) -> Outcome:
         seconds = time.monotonic() - save.began

@@ -1,8 +1,8 @@
 """Whether ranks that hold the same rows hold the same bits.
 
-Flow: at every save `flight` sums up what a rank shares with others (`sum_shared`), what it writes
-from its copy while training goes on, and hands the sums of all ranks to `difference` before
-anything is published. Replicas make the same updates from the same reduced gradients, so a
+Flow: at every save `writing` sums up what a rank shares with others (`sum_shared`), what it writes
+from its copy, and `flight` hands the sums of all ranks to `difference` before anything is
+published. Replicas make the same updates from the same reduced gradients, so a
 difference means that memory or arithmetic failed somewhere.
 """
 

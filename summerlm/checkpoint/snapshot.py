@@ -1,6 +1,6 @@
 """A copy of the state that stands still while training goes on.
 
-Flow: `flight` makes a `Snapshot` once, takes it at every save, and writes its bytes from a thread.
+Flow: `writing` makes a `Snapshot` once, takes it at every save, and writes its bytes.
 The buffers are laid out as the files are, so writing is copying bytes to the disk.
 """
 
@@ -44,10 +44,10 @@ class Snapshot:
             for stem, sources in self._sources.items()
         }
         tensors = [t for sources in self._sources.values() for t in sources.values()]
-        self._on_gpu = any(t.is_cuda for t in tensors)
+        self.queued = any(t.is_cuda for t in tensors)  # whether `take` returns before it is done
         self._device = next((t.device for t in tensors if t.is_cuda), torch.device("cpu"))
-        self._buffers = {s: _allocate(lay.size, self._on_gpu) for s, lay in self.layouts.items()}
-        if self._on_gpu:  # memory must be unpinned before it is freed; at exit the driver does it
+        self._buffers = {s: _allocate(lay.size, self.queued) for s, lay in self.layouts.items()}
+        if self.queued:  # memory must be unpinned before it is freed; at exit the driver does it
             pinned = [b.data_ptr() for b in self._buffers.values() if b.numel()]
             weakref.finalize(self, _unpin, pinned).atexit = False
         self._copied: torch.cuda.Event | None = None
@@ -62,7 +62,7 @@ class Snapshot:
             for stem, sources in self._sources.items():
                 for name, tensor in sources.items():
                     copy_into(self.tensor(stem, name), tensor)
-        if self._on_gpu:
+        if self.queued:
             self._copied = torch.cuda.Event()
             self._copied.record()
 

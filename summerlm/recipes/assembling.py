@@ -4,6 +4,8 @@ Flow: `opening` fills what `assemble` makes from a checkpoint; `rehearsing` make
 `make_stepper` gives both what makes their steps.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from summerlm.core.ranks import Ranks
@@ -47,6 +49,7 @@ def make_stepper(
     optimizer: OptimizerSet,
     dtype: torch.dtype | None,
     sources: int,
+    before_update: Callable[[], None] = lambda: None,
 ) -> Stepper:
     """Make what makes the steps of a run.
 
@@ -56,6 +59,7 @@ def make_stepper(
         optimizer: Its optimizer.
         dtype: Autocast's dtype, or None for float32.
         sources: How many sources its data have.
+        before_update: Called before weights or moments change, as by what copies them.
 
     Returns:
         The stepper; its micro-batches are those of the settings.
@@ -69,4 +73,5 @@ def make_stepper(
         dtype=dtype,
         micro_rows=settings.parallel.micro_batch_rows,
         sources=sources,
+        before_update=before_update,
     )

@@ -264,8 +264,9 @@ def make_steps(run: Run, gear: Equipment, stop: StopRequest) -> Iterator[Event]:
     """
     settings, derived, state = run.settings, derive(run.settings), run.state or {}
     mask, report = gear.spikes.quarantine.mask, gear.saver.report
+    sources, release = len(run.sources), gear.saver.release
     return train(
-        make_stepper(settings, run.layout, run.optimizer, run.dtype, len(run.sources)),
+        make_stepper(settings, run.layout, run.optimizer, run.dtype, sources, release),
         Feed(gear.loader, run.ranks, run.device, stop, mask, report),
         lambda tokens: rate_factor(settings.optim, tokens, derived.tokens),
         gear.guard,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from summerlm.checkpoint.flight import Flight, Outcome, Report
+from summerlm.checkpoint.flight import Flight, Outcome, Report, SmallFiles
 from summerlm.checkpoint.pieces import Tables
 from summerlm.checkpoint.reading import fill
 from summerlm.checkpoint.store import Retention, Store
@@ -70,9 +70,11 @@ class Saver:
         if self._flight.step is not None and self._flight.step != event.step:
             self._take_note(self._flight.wait())
         if event.step not in (self._saved, self._flight.step):
-            self._flight.start(
-                event.step, event.data.state, lambda lanes: self._small_files(event, lanes)
-            )
+            self._flight.start(event.step, event.data.state, self._small_files(event))
+
+    def release(self) -> None:
+        """Wait until what an update changes has been copied; the stepper calls it before each."""
+        self._flight.release()
 
     def report(self) -> Report | None:
         """Tell what this rank has to say of the save in flight, for `poll` on all ranks.
@@ -123,15 +125,21 @@ class Saver:
             self._warn(note)
         self._announce(outcome)
 
-    def _small_files(self, event: Event, lanes: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    def _small_files(self, event: Event) -> SmallFiles:
+        """Give what makes the small files as the run stands now, whenever it is called."""
         state = {
             "step": event.step,
             "tokens": event.tokens,
             "tokenizer": self._tokenizer,
             **{name: give() for name, give in self._states.items()},
-            "data": merge_states(lanes),
         }
-        return {**self._files, "state.json": json.dumps(state, allow_nan=False).encode()}
+        now = json.dumps(state, allow_nan=False)  # what gave it goes on
+
+        def make(lanes: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+            whole = {**json.loads(now), "data": merge_states(lanes)}
+            return {**self._files, "state.json": json.dumps(whole, allow_nan=False).encode()}
+
+        return make
 
 
 def resume(

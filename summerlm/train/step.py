@@ -8,14 +8,16 @@ Flow:
     3. one small message adds up the losses and the squares of the gradients over ranks;
     4. the gradients are clipped; loss and norm are checked on the device, where all ranks come to
        the same verdict, and the optimizer updates only if both are finite and within limits;
-    5. nothing waits for the device: `StepResult` holds tensors that the loop reads later.
+    5. before it does, `before_update` may hold it back: a save copies the weights while the
+       gradients are made;
+    6. nothing waits for the device: `StepResult` holds tensors that the loop reads later.
 
 Shapes: B rows of this rank, T positions, D model width, S sources.
 """
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +88,7 @@ class Stepper:
         dtype: Autocast's dtype, or None for float32.
         micro_rows: Rows of a micro-batch, or None for all of a rank's rows at once.
         sources: How many data sources there are, S.
+        before_update: Called before weights or moments change.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Stepper:
         dtype: torch.dtype | None,
         micro_rows: int | None,
         sources: int,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.layout = layout
         self.optimizer = optimizer
@@ -108,6 +112,7 @@ class Stepper:
         self._dtype = dtype
         self._micro_rows = micro_rows
         self._sources = sources
+        self._before_update = before_update
         self._settled = not layout.settles
 
     def __call__(
@@ -139,6 +144,7 @@ class Stepper:
         ok = torch.isfinite(loss) & torch.isfinite(norm)
         ok &= (loss <= limits.loss) & (norm <= limits.norm)
         self.optimizer.set_rate(rate)
+        self._before_update()
         update_norm = self.optimizer.step(gradients, ok)
         return StepResult(
             loss=loss,

@@ -14,7 +14,7 @@ import torch
 from checkpoints import cut, empty_like, files_of, in_threads, make_flight, publish, same, whole
 from ranks import run_ranks
 
-from summerlm.checkpoint import flight as flying
+from summerlm.checkpoint import writing
 from summerlm.checkpoint.manifest import verify
 from summerlm.checkpoint.snapshot import is_finite
 from summerlm.checkpoint.store import Retention, Store
@@ -50,13 +50,13 @@ def listed(store):
 def test_a_save_returns_at_once_and_is_announced_when_it_is_there(tmp_path, monkeypatch):
     store = Store(tmp_path / "c", print)
     gate = threading.Event()
-    write = flying.write_file
+    write = writing.write_file
 
     def slowly(*args):
         gate.wait(10)
         return write(*args)
 
-    monkeypatch.setattr(flying, "write_file", slowly)
+    monkeypatch.setattr(writing, "write_file", slowly)
     flight = make_flight(store, cut(whole(3)))
     flight.start(3, None, lambda _: files_of(3))
     for _ in range(5):
@@ -73,6 +73,41 @@ def test_a_save_returns_at_once_and_is_announced_when_it_is_there(tmp_path, monk
     assert 0 < outcome.stall_s < outcome.seconds
     assert flight.poll([None]) is None
     assert flight.wait() is None
+
+
+def test_an_update_waits_for_the_copy_and_the_wait_is_counted(tmp_path, monkeypatch):
+    store, tables = Store(tmp_path / "c", print), cut(whole(3))
+    gate, take = threading.Event(), writing.Snapshot.take
+    monkeypatch.setattr(writing.Snapshot, "take", lambda self: (gate.wait(10), take(self)))
+    flight = make_flight(store, tables)
+    flight.release()  # nothing is in flight
+    flight.start(3, None, lambda _: files_of(3))
+    threading.Timer(0.3, gate.set).start()
+    flight.release()
+    assert gate.is_set()
+    for table in tables.values():
+        for part in table.values():
+            part.tensor.zero_()
+    while (outcome := flight.poll([flight.report()])) is None:
+        flight.release()  # and does not wait again
+    assert 0.25 < outcome.stall_s < 5
+    found = empty_like(tables)
+    resume(store, found)
+    assert same(found, cut(whole(3)))
+
+
+def test_a_copy_that_fails_lets_the_update_go_on(tmp_path, monkeypatch):
+    def take(_):
+        raise MemoryError("no room")
+
+    flight = make_flight(Store(tmp_path / "c", print), cut(whole(3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.Snapshot, "take", take)
+        flight.start(3, None, lambda _: files_of(3))
+        flight.release()
+        assert "no room" in flight.wait().error
+    flight.start(4, None, lambda _: files_of(4))
+    assert flight.wait().error is None
 
 
 # points that a thread reaches, so that what is raised there is the disk's and not the loop's
@@ -189,7 +224,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, value, stem, name):
 
 
 def test_a_bug_in_the_thread_is_no_failed_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(flying, "check_header", lambda *_: 1 / 0)
+    monkeypatch.setattr(writing, "check_header", lambda *_: 1 / 0)
     flight = make_flight(Store(tmp_path / "c", print), cut(whole(1)))
     flight.start(1, None, lambda _: files_of(1))
     with pytest.raises(ZeroDivisionError):
@@ -218,7 +253,7 @@ def test_a_file_that_was_lost_since_it_was_written_is_not_published(tmp_path, mo
         if name == "publish.begun":
             harm(next(store.folder.glob("tmp-*/model-*")))
 
-    monkeypatch.setattr(flying, "reach", reach)
+    monkeypatch.setattr(writing, "reach", reach)
     flight.start(1, None, lambda _: files_of(1))
     assert "model-00000-of-00001.safetensors" in flight.wait().error
     assert listed(store) == []
@@ -232,7 +267,7 @@ def test_stale_reports_are_not_taken_for_news(tmp_path, monkeypatch):
         time.sleep(0.001)
     assert flight.wait().error is None
     asked = threading.Event()  # of the second save nothing is written before the old report came
-    monkeypatch.setattr(flying, "reach", lambda name: name != "write.drafted" or asked.wait(9))
+    monkeypatch.setattr(writing, "reach", lambda name: name != "write.drafted" or asked.wait(9))
     flight.start(2, None, lambda _: files_of(2))
     assert flight.poll([old]) is None
     time.sleep(0.05)
@@ -313,8 +348,8 @@ def on_small_disk_again(ranks, folder):
 
 def write_with_slow_rank(ranks, folder):
     if ranks.rank == 1:
-        write = flying.write_file
-        flying.write_file = lambda *args: (time.sleep(0.3), write(*args))[1]
+        write = writing.write_file
+        writing.write_file = lambda *args: (time.sleep(0.3), write(*args))[1]
     flight = make_flight(Store(folder, print), cut(whole(1), ranks.rank, 2), ranks)
     begin(flight, 1, ranks)
     early = flight.poll(ranks.exchange(flight.report()))
@@ -333,13 +368,13 @@ def test_ranks_agree_on_what_they_load_and_what_is_set_aside(tmp_path):
     store = Store(tmp_path / "c", lines.append)
     tables = cut(whole(1))
     publish(store, 1, tables)
-    original = flying.Snapshot.check_finite
-    flying.Snapshot.check_finite = lambda self: None
+    original = writing.Snapshot.check_finite
+    writing.Snapshot.check_finite = lambda self: None
     try:
         tables["model"]["a.weight"].tensor[-1, 0] = float("nan")  # rank 1's rows only
         publish(store, 2, tables)
     finally:
-        flying.Snapshot.check_finite = original
+        writing.Snapshot.check_finite = original
     verify(store.path(2))
 
     def load(ranks):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
 
-from summerlm.checkpoint import flight as flying
+from summerlm.checkpoint import writing
 from summerlm.checkpoint.manifest import read_manifest, verify, write_manifest
 from summerlm.checkpoint.pieces import plan_pieces
 from summerlm.checkpoint.reading import read_tensors
@@ -210,8 +210,9 @@ def test_a_snapshot_doesn_t_see_later_steps(tmp_path, monkeypatch):
     turned = tables["model"]["e.turned"].tensor.clone()
     flight = make_flight(store, tables)
     changed = threading.Event()  # the thread does nothing before the next step has changed all
-    monkeypatch.setattr(flying, "reach", lambda name: name != "write.drafted" or changed.wait(9))
+    monkeypatch.setattr(writing, "reach", lambda name: name != "write.drafted" or changed.wait(9))
     flight.start(1, None, lambda _: {"state.json": b"{}"})
+    flight.release()
     for table in tables.values():
         for part in table.values():
             part.tensor.fill_(9)

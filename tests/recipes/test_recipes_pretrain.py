@@ -18,6 +18,7 @@ from rich.console import Console
 import summerlm
 from summerlm.checkpoint.manifest import verify
 from summerlm.checkpoint.reading import read_tensors
+from summerlm.checkpoint.snapshot import Snapshot
 from summerlm.checkpoint.store import Store
 from summerlm.core.config import read_settings
 from summerlm.core.errors import (
@@ -130,6 +131,24 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(start, monkeypatch, 
     assert [row["resumed_from"] for row in resumed] == [stop]
     ledgers = [json.loads((f / "ledger.json").read_text()) for f in (folder, whole)]
     assert ledgers[0] == ledgers[1]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_save_holds_its_step_however_slowly_it_is_copied(start, monkeypatch, optimizer):
+    setup = ["checkpoint.keep_last=9", f"optim.name={optimizer}"]
+    setup += ["optim.adam_lr=none"] if optimizer == "adamw" else []
+    _, expected = start("expected", *setup)
+    take = Snapshot.take
+    monkeypatch.setattr(Snapshot, "take", lambda self: (time.sleep(0.2), take(self)))
+    _, folder = start("slow", *setup)
+    saves = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "save"]
+    assert min(save["stall_s"] for save in saves) > 0.05
+    stores = [Store(f / "checkpoints", pytest.fail) for f in (folder, expected)]
+    assert stores[0].steps() == stores[1].steps()
+    for step in stores[0].steps():
+        for table in ("model", "optimizer"):
+            found, wanted = (read_tensors(store.path(step), table) for store in stores)
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_sigusr1_asks_to_be_queued_again(start, monkeypatch):

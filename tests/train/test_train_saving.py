@@ -10,7 +10,7 @@ from layouts import ADAMW, MUON, run_step
 from layouts import make as make_stepper
 from ranks import run_ranks
 
-from summerlm.checkpoint import flight as flying
+from summerlm.checkpoint import writing
 from summerlm.checkpoint.reading import read_tensors
 from summerlm.checkpoint.store import Retention, Store
 from summerlm.core.errors import NoCheckpointError, SaveError
@@ -89,7 +89,7 @@ def test_the_state_is_that_of_all_ranks_lanes(tmp_path):
 def test_a_failed_save_is_told_once_at_the_next_step_and_the_next_one_works(tmp_path, monkeypatch):
     saver, said, saved = make(ALONE, tmp_path / "c")
     with monkeypatch.context() as patch:
-        patch.setattr(flying, "write_file", refuse)
+        patch.setattr(writing, "write_file", refuse)
         saver.save(event_of(ALONE, 1))
         saver._flight._save.thread.join()
     saver.poll([saver.report()])
@@ -111,7 +111,7 @@ def refuse(*_):
 def test_the_same_step_may_be_tried_again(tmp_path, monkeypatch):
     saver, said, saved = make(ALONE, tmp_path / "c")
     with monkeypatch.context() as patch:
-        patch.setattr(flying, "write_file", refuse)
+        patch.setattr(writing, "write_file", refuse)
         saver.save(event_of(ALONE, 1))
         with pytest.raises(SaveError, match=r"step-00000001: can't be saved: .*disk full"):
             saver.finish()
@@ -125,6 +125,7 @@ def test_a_save_that_is_due_waits_for_the_one_before(tmp_path):
     tables = tables_of(ALONE)
     saver, said, saved = make(ALONE, tmp_path / "c", tables, retention=Retention(5))
     for step in (1, 2, 3):
+        saver.release()
         tables["model"]["w"].tensor.fill_(step)
         saver.save(event_of(ALONE, step))  # never polled between
     saver.finish()
