@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +43,10 @@ def make(ranks, folder, tables=None, **changes):
         Store(folder, said.append),
         ranks,
         tables or tables_of(ranks),
-        states={"guard": lambda: {"in_a_row": 2}, "ledger": lambda: {"rank": ranks.rank}},
+        states=changes.get(
+            "states",
+            {"guard": lambda: {"in_a_row": 2}, "ledger": lambda: {"rank": ranks.rank}},
+        ),
         files={"config.toml": b"[run]\n"},
         identity={"tokenizer": "abc", "settings": "def"},
         retention=changes.get("retention", Retention(2)),
@@ -106,6 +110,18 @@ def test_a_failed_save_is_told_once_at_the_next_step_and_the_next_one_works(tmp_
 
 def refuse(*_):
     raise OSError(28, "disk full")
+
+
+def test_what_gives_the_state_may_go_on_at_once(tmp_path, monkeypatch):
+    gate, take, ledger = threading.Event(), writing.Snapshot.take, {"tokens": {"text": 1}}
+    monkeypatch.setattr(writing.Snapshot, "take", lambda self: (gate.wait(9), take(self)))
+    saver, _, _ = make(ALONE, tmp_path / "c", states={"ledger": lambda: ledger})
+    saver.save(event_of(ALONE, 1))
+    ledger["tokens"]["text"] = 2
+    gate.set()
+    saver.finish()
+    path = Store(tmp_path / "c", pytest.fail).path(1) / "state.json"
+    assert json.loads(path.read_text())["ledger"] == {"tokens": {"text": 1}}
 
 
 def test_the_same_step_may_be_tried_again(tmp_path, monkeypatch):
