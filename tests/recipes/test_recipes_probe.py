@@ -165,5 +165,6 @@ def test_peak_memory_within_5_percent_of_a_real_run(tiny_config, tmp_path, case)
     peak = 1024 * int(run.stdout.splitlines()[-1])
     rows = read_rows(tmp_path / "run/metrics.jsonl")
     told = max(row["memory_bytes"] for row in rows if row["kind"] == "train")
-    assert told == pytest.approx(peak, rel=0.01)
+    # after the last row a run measures and saves, which on some days takes a few MB more
+    assert 0.95 * peak <= told <= peak
     assert found == pytest.approx(peak, rel=0.05)
