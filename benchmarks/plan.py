@@ -1,8 +1,9 @@
 """Is `summerlm plan --probe` right? Its step time and peak memory against real runs.
 
-For each of eight configurations, none of which was used to find a constant: the probe, a real run
-of the same settings in a process of its own, and the probe again (A-B-A, so that a machine that
-grows slower shows); the median of the run's steps but the first two, and its process's peak.
+For each of eight configurations, none of which was used to find a constant: the command's probe
+and real runs of the same settings in turn (A-B-A-B-A-B-A, so that a machine that grows slower
+shows). A run's step is the median of all but the first two, its peak its process's; each side's
+figure is the median of its turns.
 
     python benchmarks/plan.py --json benchmarks/results/plan.json
     python benchmarks/plan.py --steps 4 --cases wide      # a try
@@ -23,9 +24,7 @@ from measuring import circumstances
 from summerlm.core.config import read_settings
 from summerlm.core.files import write_json
 from summerlm.core.record import read_rows
-from summerlm.recipes.planning import plan
 from summerlm.recipes.settings import Settings
-from summerlm.recipes.terms import Terms
 from summerlm.tokenizer.learn import learn_bpe
 
 CONFIG = """
@@ -61,6 +60,7 @@ characters_per_source = 0
 [tokenizer]
 name = "{tokenizer}"
 """
+TURNS = 3  # real runs of each configuration
 CASES = {
     "base": "",
     "wide": "model.width=512 model.mlp_hidden=1408 model.head_dim=64",
@@ -82,6 +82,14 @@ finally:
 """
 
 
+def probe(config: Path, overrides: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "summerlm", "plan", str(config), *overrides]
+    command += ["--probe", "--json", "-"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)["probe"]
+    return found
+
+
 def run_really(config: Path, overrides: list[str], folder: Path) -> dict[str, float]:
     command = [sys.executable, "-c", REAL, "train", str(config), *overrides, f"run.folder={folder}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -97,23 +105,24 @@ def run_really(config: Path, overrides: list[str], folder: Path) -> dict[str, fl
 def compare(config: Path, case: str, steps: int, folder: Path) -> dict[str, Any]:
     settings = read_settings(Settings, config, CASES[case].split())
     overrides = [*CASES[case].split(), f"train.budget_tokens={steps * settings.train.batch_tokens}"]
-    settings = read_settings(Settings, config, overrides)
-    probes, real = [], {}
-    for turn in range(2):
-        probes.append(plan(settings, Terms(), probing=True)["probe"])
-        if turn == 0:
-            real = run_really(config, overrides, folder / case)
-    predicted = {
-        "step_seconds": statistics.mean(probe["step_seconds"] for probe in probes),
-        "peak_bytes": probes[0]["peak_bytes"],
+    probes = [probe(config, overrides)]
+    runs = []
+    for turn in range(TURNS):
+        runs.append(run_really(config, overrides, folder / f"{case}-{turn}"))
+        probes.append(probe(config, overrides))
+    before, after = (found["step_seconds"] for found in (probes[0], probes[-1]))
+    errors = {
+        key: statistics.median(found[key] for found in probes)
+        / statistics.median(found[key] for found in runs)
+        - 1
+        for key in ("step_seconds", "peak_bytes")
     }
     return {
         "settings": overrides,
-        "predicted": predicted,
-        "real": real,
-        "time_error": predicted["step_seconds"] / real["step_seconds"] - 1,
-        "memory_error": predicted["peak_bytes"] / real["peak_bytes"] - 1,
-        "drift": probes[1]["step_seconds"] / probes[0]["step_seconds"] - 1,
+        "time_error": errors["step_seconds"],
+        "memory_error": errors["peak_bytes"],
+        "drift": after / before - 1,
+        "runs": runs,
         "probes": probes,
     }
 

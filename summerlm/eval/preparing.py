@@ -77,7 +77,8 @@ def prepare(task: Task, name: str, where: Where, count: int, seed: int, limit: i
         UsageError: If rows can't be read, or one can't be used; the message has the row.
     """
     whole = read_items(task, task.data.split, where, name)
-    rows = Items(whole[:limit], whole.origin)
+    cut = limit is not None and limit < len(whole)
+    rows = Items(whole[:limit], {**whole.origin, "limit": limit if cut else None})
     items = _rendered(task, rows, name)
     before = [describe_part(task, name)] * len(items)
     if count:

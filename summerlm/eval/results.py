@@ -52,7 +52,8 @@ class TaskResult:
         written: What was written for each item.
         seconds: How long it took.
         data: What was measured: see `Items.origin`; `truncated` counts continuations whose
-            context lost its beginning because the model reads less; `limit`, `seed`.
+            context lost its beginning because the model reads less; `seed`, and
+            `limit`, the items or documents measured of each part that has more; else None.
         notes: What a reader must know to compare it.
     """
 

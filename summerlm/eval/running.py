@@ -98,7 +98,7 @@ def run_task(
             result = _write(lm, task, parts[0], count, precision)
         else:
             result = _compare(lm, task, parts, count, precision, ranks, progress)
-    data = {**result.data, "seed": seed, "limit": limit}
+    data = {**result.data, "seed": seed}
     return replace(result, data=data, seconds=time.monotonic() - start)
 
 
@@ -188,6 +188,7 @@ def _together(task: Task, parts: Sequence[Part], results: Sequence[TaskResult]) 
         "files": {name: h for result in results for name, h in result.data["files"].items()},
         "rows_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
         "truncated": sum(result.data["truncated"] for result in results),
+        "limit": next((n for result in results if (n := result.data["limit"])), None),
     }
     return TaskResult(
         task=task.name,
@@ -248,9 +249,11 @@ def _measure_text(
     (column,) = task.data.columns
     assert task.layout is not None
     corpus = Corpus.of_rows(task.layout, [row[column] for row in rows])
-    if limit is not None:
+    cut = limit is not None and limit < len(corpus.documents)
+    if cut:
         corpus = replace(corpus, documents=corpus.documents[:limit], rows=corpus.rows[:limit])
     scores = measure_protocols(
         lm, corpus, stride=stride, seed=seed, precision=precision, ranks=ranks, progress=progress
     )
-    return result_of(task.name, scores, len(corpus.documents), rows.origin)
+    origin = {**rows.origin, "limit": limit if cut else None}
+    return result_of(task.name, scores, len(corpus.documents), origin)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from evaluation_models import export
 from models import build
 from rich.console import Console
 
@@ -24,6 +25,7 @@ import summerlm
 from summerlm.eval.items import Where
 from summerlm.eval.running import run_task
 from summerlm.eval.task import load_task
+from summerlm.generate.engine import LanguageModel
 from summerlm.model.config import ModelConfig
 from summerlm.recipes.demo import VOCABULARY, demo_settings, training_texts
 from summerlm.recipes.opening import is_finished
@@ -70,10 +72,16 @@ def lm(shared):
 @pytest.fixture(scope="module")
 def stock(lm, tmp_path_factory):
     """The same weights and tokenizer as stock classes of transformers."""
-    from hf_export import to_stock_model, to_stock_tokenizer
+    return stock_classes(lm, tmp_path_factory.mktemp("stock") / "model")
 
-    folder = tmp_path_factory.mktemp("stock")
-    return to_stock_model(lm.model, lm.tokenizer), to_stock_tokenizer(lm.tokenizer, folder)
+
+def stock_classes(lm, folder):
+    """Write a model for Hugging Face's classes, and read it with these."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export(lm, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +229,11 @@ def test_the_stock_class_computes_the_same_logits(lm, stock):
 
 
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
-def test_other_shapes_export_too(lm, qk_norm):
-    from hf_export import to_stock_model
-
+def test_other_shapes_export_too(lm, qk_norm, tmp_path):
     shape = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_hidden": 40}
     more = {"context": 24, "init_std": 0.3, "zero_init_outputs": False, "qk_norm": qk_norm}
     model = build(ModelConfig(vocabulary=285, **shape, **more), seed=0).eval()
-    stock = to_stock_model(model, lm.tokenizer)
+    stock, _ = stock_classes(LanguageModel(model, lm.tokenizer), tmp_path / "model")
     tokens = torch.arange(24)[None] * 11
     with torch.no_grad():
         ours, theirs = model.logits(model(tokens)), stock(tokens).logits

@@ -204,6 +204,13 @@ def test_one_item_has_no_error(monkeypatch, tmp_path):
     assert result.data["limit"] == 1
 
 
+def test_a_limit_that_leaves_nothing_out_is_none(monkeypatch, tmp_path):
+    for limit, told in ((1, 1), (len(ROWS["arc_easy"]), None), (99, None)):
+        folder = tmp_path / str(limit)
+        result, _ = measure("arc_easy", lambda c, f: -1.0, monkeypatch, folder, limit=limit)
+        assert result.data["limit"] == told
+
+
 def test_parts_are_weighted_by_their_items(monkeypatch, tmp_path):
     task = load_task("mmlu")
     keys = {
@@ -484,6 +491,8 @@ def test_texts_are_measured_under_every_protocol(tmp_path, monkeypatch):
     assert result.parts["raw"].figures["bits_per_byte"] == result.figures["raw_bits_per_byte"]
     assert not result.figures["rolling_word_perplexity"].higher_is_better
     assert result.data["repository"] == "EleutherAI/lambada_openai"
+    assert result.data["limit"] == 5
+    assert run_task(small_model(), load_task("lambada_text"), where, limit=8).data["limit"] is None
     json.dumps(result.facts(), allow_nan=False)
 
 
