@@ -1,12 +1,12 @@
 """Is `summerlm plan --probe` right? Its step time and peak memory against real runs.
 
 For each of eight configurations, none of which was used to find a constant: the command's probe
-and real runs of the same settings in turn (A-B-A-B-A-B-A, so that a machine that grows slower
-shows). A run's step is the median of all but the first two, its peak its process's; each side's
-figure is the median of its turns.
+and real runs of the same settings in turn (A-B-A-B-...-A). A run's step is the median of all but
+the first two, its peak its process's. Each run is held against the mean of the probes before and
+after it, for a machine grows slower and faster; an error is the median of the runs'.
 
     python benchmarks/plan.py --json benchmarks/results/plan.json
-    python benchmarks/plan.py --steps 4 --cases wide      # a try
+    python benchmarks/plan.py --steps 4 --turns 1 --cases wide      # a try
 """
 
 import argparse
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,6 @@ characters_per_source = 0
 [tokenizer]
 name = "{tokenizer}"
 """
-TURNS = 3  # real runs of each configuration
 CASES = {
     "base": "",
     "wide": "model.width=512 model.mlp_hidden=1408 model.head_dim=64",
@@ -102,26 +102,26 @@ def run_really(config: Path, overrides: list[str], folder: Path) -> dict[str, fl
     }
 
 
-def compare(config: Path, case: str, steps: int, folder: Path) -> dict[str, Any]:
+def compare(config: Path, case: str, steps: int, turns: int, folder: Path) -> dict[str, Any]:
     settings = read_settings(Settings, config, CASES[case].split())
     overrides = [*CASES[case].split(), f"train.budget_tokens={steps * settings.train.batch_tokens}"]
     probes = [probe(config, overrides)]
     runs = []
-    for turn in range(TURNS):
+    for turn in range(turns):
         runs.append(run_really(config, overrides, folder / f"{case}-{turn}"))
         probes.append(probe(config, overrides))
-    before, after = (found["step_seconds"] for found in (probes[0], probes[-1]))
     errors = {
-        key: statistics.median(found[key] for found in probes)
-        / statistics.median(found[key] for found in runs)
-        - 1
+        key: [
+            (before[key] + after[key]) / 2 / run[key] - 1
+            for run, (before, after) in zip(runs, itertools.pairwise(probes), strict=True)
+        ]
         for key in ("step_seconds", "peak_bytes")
     }
     return {
         "settings": overrides,
-        "time_error": errors["step_seconds"],
-        "memory_error": errors["peak_bytes"],
-        "drift": after / before - 1,
+        "time_error": statistics.median(errors["step_seconds"]),
+        "memory_error": statistics.median(errors["peak_bytes"]),
+        "errors": errors,
         "runs": runs,
         "probes": probes,
     }
@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--steps", type=int, default=24, help="of each real run")
+    parser.add_argument("--turns", type=int, default=4, help="real runs of each configuration")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
     report: dict[str, Any] = {**circumstances(), "cases": {}}
@@ -141,15 +142,29 @@ def main() -> None:
         config = folder / "plan.toml"
         config.write_text(CONFIG.format(tokenizer=folder / "tok"))
         for case in args.cases:
-            report["cases"][case] = found = compare(config, case, args.steps, folder)
-            print(
-                f"{case:<12} time {found['time_error']:+.1%} (drift {found['drift']:+.1%})  "
-                f"memory {found['memory_error']:+.1%}",
-                flush=True,
-            )
+            report["cases"][case] = found = compare(config, case, args.steps, args.turns, folder)
+            print(line_of(case, found), flush=True)
             if args.json:  # as it goes, for a run that is cut short
                 write_json(args.json, report)
-    print(json.dumps({case: round(f["time_error"], 4) for case, f in report["cases"].items()}))
+
+
+def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Lay the figures out for people.
+
+    Args:
+        figures: What was written as JSON.
+
+    Yields:
+        A line a configuration.
+    """
+    for case, found in figures["cases"].items():
+        yield line_of(case, found)
+
+
+def line_of(case: str, found: Mapping[str, Any]) -> str:
+    by_run = ", ".join(f"{error:+.1%}" for error in found["errors"]["step_seconds"])
+    time, memory = found["time_error"], found["memory_error"]
+    return f"{case:<12} step time {time:+.1%} ({by_run})  peak memory {memory:+.1%}"
 
 
 if __name__ == "__main__":

@@ -428,3 +428,18 @@ def test_parallel_measures_two_ranks(tmp_path):
         assert 0 < save["stall"]["median"] < save["asynchronous"]["median"]
         assert save["bytes"]["median"] > 0
     assert "sharded / apart" in done.stdout
+
+
+@pytest.mark.slow
+def test_plan_holds_probes_against_runs(tmp_path):
+    out = tmp_path / "plan.json"
+    options = ["--steps", "5", "--turns", "1", "--cases", "adamw", "--json", out]
+    run = subprocess.run(
+        [sys.executable, FOLDER / "plan.py", *options], capture_output=True, text=True, check=True
+    )
+    (found,) = json.loads(out.read_text())["cases"].values()
+    (real,), (before, after) = found["runs"], found["probes"]
+    mean = (before["step_seconds"] + after["step_seconds"]) / 2
+    assert found["time_error"] == pytest.approx(mean / real["step_seconds"] - 1)
+    assert abs(found["memory_error"]) < 0.1
+    assert f"adamw        step time {found['time_error']:+.1%}" in run.stdout
