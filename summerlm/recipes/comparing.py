@@ -30,6 +30,8 @@ from summerlm.recipes.evaluating import evaluate
 
 Facts = Mapping[str, Any]
 
+_READ = ("task", "protocol", "items", "few_shot", "figures", "parts", "data", "notes")
+
 
 def facts_of(
     path: Path, wanted: Wanted, overrides: Sequence[str], bundle: bool, progress: Progress
@@ -71,7 +73,20 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not a file that summerlm eval --json wrote")
     if facts["format"] != FORMAT:
         raise UsageError(f"{path}: has format {facts['format']}, this version reads {FORMAT}")
+    for number, result in enumerate(facts["results"]):
+        if lacking := _lacking(result):
+            raise UsageError(f"{path}: result {number} has no {lacking}; measure the model again")
     return facts
+
+
+def _lacking(result: Facts) -> str | None:
+    """Name what a result, or a part of it, should have; None where all is there."""
+    if not isinstance(result, dict):
+        return "figures"
+    first = next((key for key in _READ if key not in result), None)
+    if first is not None:
+        return first
+    return next((name for part in result["parts"].values() if (name := _lacking(part))), None)
 
 
 def compare(found: Sequence[Facts]) -> dict[str, Any]:

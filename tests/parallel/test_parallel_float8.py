@@ -230,7 +230,7 @@ def test_shards_lose_what_copies_lose(emulated):
     sharded, same = run_ranks(job_losses, True, "all", None)[0]
     assert same == names
     # shards' weights come in bfloat16 and are rounded twice
-    assert sharded == pytest.approx(replicated, rel=2e-3)
+    assert sharded == pytest.approx(replicated, rel=5e-3)
     plain, _ = run_ranks(job_losses, False, 1, None)[0]
     assert sharded == pytest.approx(plain, rel=1e-2)
     assert sharded != plain

@@ -229,12 +229,24 @@ def test_options_that_files_leave_no_meaning_are_refused(tmp_path, monkeypatch, 
         ("{", "can't be read as JSON"),
         ("[]", "not a file that summerlm eval --json wrote"),
         ('{"format": 9, "model": {}, "results": []}', "has format 9"),
+        ('{"format": 1, "model": {}, "results": [3]}', "result 0 has no figures"),
+        ('{"format": 1, "model": {}, "results": [{"task": "x"}]}', "result 0 has no protocol"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, words):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=words):
+        read_facts(path)
+
+
+def test_a_part_that_lacks_something_is_refused(tmp_path):
+    path, cut = tmp_path / "x.json", copy.deepcopy(A)
+    path.write_text(json.dumps(A))
+    assert read_facts(path) == A
+    del cut["results"][2]["parts"]["raw"]["data"]
+    path.write_text(json.dumps(cut))
+    with pytest.raises(UsageError, match="result 2 has no data; measure"):
         read_facts(path)
 
 

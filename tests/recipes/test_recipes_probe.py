@@ -110,7 +110,8 @@ def test_a_child_that_fails_is_an_error(tiny_settings):
 
 
 PROBE = """
-import subprocess
+import signal, subprocess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 start = subprocess.Popen.__init__
 def told(child, *args, **words):
     start(child, *args, **words)

@@ -228,6 +228,7 @@ def train_and_save(ranks, folder, shards, optim):
     losses = [run_step(stepper, number).loss.item() for number in (1, 2)]
     saver, said, _ = make(ranks, folder, tables_of_stepper(stepper))
     saver.save(event_of(ranks, 2))
+    saver.release()
     losses += [run_step(stepper, number).loss.item() for number in (3, 4)]
     saver.finish()
     assert said == []
