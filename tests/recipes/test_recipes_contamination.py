@@ -123,6 +123,11 @@ def result_of(mirror, chosen, chosen_norm=()):
     rows = read_items(load_task("arc_easy"), "test", Where(mirror))
     return {
         "task": "arc_easy",
+        "protocol": "choice",
+        "items": len(chosen),
+        "few_shot": 0,
+        "figures": {},
+        "notes": [],
         "chosen": chosen,
         "chosen_norm": list(chosen_norm),
         "answers": [0] * len(chosen),
