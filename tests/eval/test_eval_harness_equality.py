@@ -229,11 +229,12 @@ def test_the_stock_class_computes_the_same_logits(lm, stock):
 
 
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
-def test_other_shapes_export_too(lm, qk_norm, tmp_path):
+def test_other_shapes_export_too(qk_norm, tmp_path):
     shape = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_hidden": 40}
     more = {"context": 24, "init_std": 0.3, "zero_init_outputs": False, "qk_norm": qk_norm}
     model = build(ModelConfig(vocabulary=285, **shape, **more), seed=0).eval()
-    stock, _ = stock_classes(LanguageModel(model, lm.tokenizer), tmp_path / "model")
+    tokenizer = learn_bpe(["the sun rises over a small field and every bird sings"] * 9, 285)
+    stock, _ = stock_classes(LanguageModel(model, tokenizer), tmp_path / "model")
     tokens = torch.arange(24)[None] * 11
     with torch.no_grad():
         ours, theirs = model.logits(model(tokens)), stock(tokens).logits
