@@ -77,8 +77,12 @@ def check(folder, announcements, shards, world):
 @pytest.mark.parametrize(
     ("point", "rank"),
     [
-        *((p, 0) for p in EVERYWHERE + LEADING),
-        *(pytest.param(p, 1, marks=() if p in FEW else pytest.mark.slow) for p in EVERYWHERE),
+        *((p, 0) for p in LEADING),
+        *(
+            pytest.param(p, rank, marks=() if p in FEW else pytest.mark.slow)
+            for rank in (0, 1)
+            for p in EVERYWHERE
+        ),
     ],
 )
 def test_a_kill_at_any_line_loses_no_announced_step(tmp_path, point, rank):

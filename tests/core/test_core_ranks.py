@@ -171,7 +171,7 @@ def computes_alone(ranks):
 
 
 @pytest.mark.parametrize("act", [exchanges_for_ever, reduces_for_ever, computes_alone])
-@pytest.mark.parametrize("killed", [0, 2])
+@pytest.mark.parametrize("killed", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_once(tmp_path, act, killed):
     with Job(tmp_path, act, world=3) as job:
         job.await_line("begun", 3)
@@ -303,6 +303,7 @@ def opens_slowly(ranks):
     ranks.lead_first(lambda: time.sleep(2 * HANG_S if ranks.leads else 0))
 
 
+@pytest.mark.slow
 def test_opening_has_no_limit(tmp_path):
     with Job(tmp_path, opens_slowly, timeout_s=HANG_S) as job:
         assert job.end()[:2] == ([0, 0], "")
