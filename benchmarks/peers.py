@@ -59,6 +59,8 @@ def main() -> None:
         "peer": arguments.peer,
         "toy": arguments.toy,
     }
+    if arguments.repo:  # a place on one machine says nothing to others
+        figures["command"] = figures["command"].replace(arguments.repo, "PATH")
     figures["matmul_peak"] = peaks(arguments)
     figures["vocabularies"] = {}
     for vocabulary in arguments.vocabulary:
