@@ -82,6 +82,7 @@ class Course:
         self._bed, self._name, self._draw, self._counts = bed, name, draw, counts
         self._lie, self._widest, self._moves = lie, lie.world, moves
         self._damaged: int | None = None  # step of a checkpoint that is
+        self._damaged_folder: int | None = None
         self._announced = 0  # the last step that was said to be saved, and wasn't damaged since
         self._full = False  # whether this start said that a save failed
         self._since, self._times = 0.0, [0.0]  # of ranks that make no steps yet
@@ -138,8 +139,8 @@ class Course:
                 left, struck = left - 1, False
                 plan = draw_plan(self._draw, self._lie, False, plan.launcher)
             self._see_the_end(job, plan, struck)
-            if self._damaged is not None and self._damaged not in self._bed.checkpoints(self._name):
-                self._damaged = None  # was set aside
+            if self._damaged is not None and self._folder(self._damaged) != self._damaged_folder:
+                self._damaged = None  # was set aside; a good one of its step may stand there now
             return job.code
 
     def _strike(self, job: Job, plan: Plan) -> bool:
@@ -224,6 +225,7 @@ class Course:
         steps = self._bed.checkpoints(self._name)
         if self._damaged is None and len(steps) > 1 and self._draw.random() < DAMAGED:
             self._damaged = steps[-1]
+            self._damaged_folder = self._folder(steps[-1])
             self._announced = min(self._announced, steps[-2])
             kind = damage(self._draw, self._bed.checkpoint(self._name, steps[-1]))
             self._counts.faults[kind] += 1
@@ -231,6 +233,11 @@ class Course:
             world = self._lie.world // 2 or self._widest
             self._lie = self._draw.choice(lies(world))
             self._counts.faults[MOVED] += 1
+
+    def _folder(self, step: int) -> int | None:
+        """The number that the file system gave to the folder of a checkpoint, if there is one."""
+        folder = self._bed.checkpoint(self._name, step)
+        return folder.stat().st_ino if folder.exists() else None
 
     def _good(self) -> int:
         """The newest checkpoint that can be trusted; 0 where there is none."""
