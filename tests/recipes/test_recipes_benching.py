@@ -164,6 +164,7 @@ def on_ranks(ranks, config):
     return benching.bench(config, ["parallel.shard_ranks=all"], [], QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_ranks_measure_together(tiny_config, tmp_path):
     found, none = run_ranks(on_ranks, tiny_config)
