@@ -66,7 +66,10 @@ def share(ranks, dtype, limit):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("world", "dtype"), [(2, "float32"), (3, "bfloat16"), (4, "float32")])
+@pytest.mark.parametrize(
+    ("world", "dtype"),
+    [pytest.param(2, "float32", marks=pytest.mark.slow), (3, "bfloat16"), (4, "float32")],
+)
 @pytest.mark.parametrize("limit", [60, 2**26], ids=["many-rounds", "one-round"])
 def test_ranks_that_share_rows_step_as_one(world, dtype, limit):
     norms, whole = steps(0, 1, None, dtype, 2**26)
