@@ -81,8 +81,8 @@ class Course:
         self.made: list[Row] = []
         self._bed, self._name, self._draw, self._counts = bed, name, draw, counts
         self._lie, self._widest, self._moves = lie, lie.world, moves
-        self._damaged: int | None = None  # step of a checkpoint that is
-        self._damaged_folder: int | None = None
+        # folder of a checkpoint that is, not its step: a good one of its step may follow
+        self._damaged: int | None = None
         self._announced = 0  # the last step that was said to be saved, and wasn't damaged since
         self._full = False  # whether this start said that a save failed
         self._since, self._times = 0.0, [0.0]  # of ranks that make no steps yet
@@ -139,8 +139,8 @@ class Course:
                 left, struck = left - 1, False
                 plan = draw_plan(self._draw, self._lie, False, plan.launcher)
             self._see_the_end(job, plan, struck)
-            if self._damaged is not None and self._folder(self._damaged) != self._damaged_folder:
-                self._damaged = None  # was set aside; a good one of its step may stand there now
+            if self._damaged not in map(self._folder, self._bed.checkpoints(self._name)):
+                self._damaged = None  # was set aside
             return job.code
 
     def _strike(self, job: Job, plan: Plan) -> bool:
@@ -224,8 +224,7 @@ class Course:
         """Damage what was saved, and lay the run over other ranks."""
         steps = self._bed.checkpoints(self._name)
         if self._damaged is None and len(steps) > 1 and self._draw.random() < DAMAGED:
-            self._damaged = steps[-1]
-            self._damaged_folder = self._folder(steps[-1])
+            self._damaged = self._folder(steps[-1])
             self._announced = min(self._announced, steps[-2])
             kind = damage(self._draw, self._bed.checkpoint(self._name, steps[-1]))
             self._counts.faults[kind] += 1
@@ -236,13 +235,15 @@ class Course:
 
     def _folder(self, step: int) -> int | None:
         """The number that the file system gave to the folder of a checkpoint, if there is one."""
-        folder = self._bed.checkpoint(self._name, step)
-        return folder.stat().st_ino if folder.exists() else None
+        try:
+            return self._bed.checkpoint(self._name, step).stat().st_ino
+        except FileNotFoundError:  # since it was listed
+            return None
 
     def _good(self) -> int:
         """The newest checkpoint that can be trusted; 0 where there is none."""
         steps = self._bed.checkpoints(self._name)
-        return max((step for step in steps if step != self._damaged), default=0)
+        return max((s for s in steps if self._folder(s) not in (None, self._damaged)), default=0)
 
     def _expect(self, least: int, most: int, since: float, times: list[float]) -> None:
         """Note that ranks start now, and after which step they may go on."""
