@@ -13,9 +13,8 @@ Shapes: B rows, T positions, H query heads, K key/value heads, C channels a head
 """
 
 import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +64,7 @@ def main() -> None:
         kernels, refused = passes(shape, torch.device(arguments.device), dtype, arguments.alibi)
         found = compare(kernels, arguments.rounds, arguments.device == "cuda")
         figures["shapes"].append({"shape": shape._asdict(), "kernels": found, "refused": refused})
-        show(shape, found, refused)
+        print(*lines_of(figures["shapes"][-1]), sep="\n", flush=True)
         if arguments.json:
             write_json(arguments.json, figures)
 
@@ -195,17 +194,30 @@ def seconds(once: Callable[[], None], cuda: bool) -> float:
     return began.elapsed_time(ended) / 1e3
 
 
-def show(shape: Rows, found: dict[str, Any], refused: dict[str, str]) -> None:
-    print(json.dumps(shape._asdict()))
-    for name, row in found.items():
+def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Lay the figures out for people.
+
+    Args:
+        figures: What was written as JSON.
+
+    Yields:
+        A line a shape, and below it one a kernel.
+    """
+    for found in figures["shapes"]:
+        yield from lines_of(found)
+
+
+def lines_of(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ", ".join(f"{name} = {size}" for name, size in found["shape"].items())
+    for name, row in found["kernels"].items():
         if "failed" in row:
-            print(f"  {name}: failed: {row['failed']}")
+            yield f"  {name}: failed: {row['failed']}"
         else:
             ms, ratio = row["seconds"]["median"] * 1e3, row["ratio"]
             told = f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
-            print(f"  {name}: {ms:.3g} ms, {told} times the default's speed")
-    for name, why in refused.items():
-        print(f"  {name}: not here: {why}")
+            yield f"  {name}: {ms:.3g} ms, {told} times the default's speed"
+    for name, why in found["refused"].items():
+        yield f"  {name}: not here: {why}"
 
 
 if __name__ == "__main__":

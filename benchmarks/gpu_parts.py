@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peers_contest import OURS
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 ADAM = ["optim.name=adamw", "optim.adam_lr=none"]
 # 16,384 tokens a step, the original's on each of its GPUs. Muon's work doesn't shrink with the
@@ -61,7 +63,7 @@ def step(
 
 def against(name: str, limit_s: float, peer: str, repo: str | None, *shape: str) -> Part:
     """Make the part that measures ours and a peer in turn, both compiled in bf16."""
-    same = ["--peer", peer, "--fit", "--environment", "GOMP_SPINCOUNT=2000"]
+    same = ["--peer", peer, "--fit", "--environment", OURS]
     return Part(
         name,
         limit_s,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers_contest import Amounts, Contestant, Mode, compete
+from peers_contest import OURS, Amounts, Contestant, Mode, compete
 from peers_shape import peer_flops, shape_like
 from pydantic import ConfigDict
 
@@ -100,8 +100,7 @@ def measure(arguments: argparse.Namespace, settings: StepSettings) -> dict[str, 
     }
     compiled = settings.parallel.compile
     modes = [
-        Mode(compiled, "bfloat16", rows, "GOMP_SPINCOUNT=2000")
-        for rows in arguments.micro_rows or [arguments.rows]
+        Mode(compiled, "bfloat16", rows, OURS) for rows in arguments.micro_rows or [arguments.rows]
     ]
     amounts = Amounts(arguments.tried, arguments.warm, arguments.steps, arguments.slice)
     sides, _ = compete([(Contestant(arguments.side, job, shape.tokens), modes)], amounts)
@@ -151,7 +150,7 @@ def planned(arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, A
         f"run.device={arguments.device}",
     ]
     settings = read_settings(Settings, arguments.config, [*arguments.overrides, *same])
-    planned_bytes = Room(settings, Terms()).footprint(rows).total
+    planned_bytes = Room(settings, Terms()).footprint(rows, settings.parallel.recompute).total
     peak = found["peak_bytes"]
     over = {} if peak is None else {"peak_over_plan": peak / planned_bytes}
     return {"planned_bytes": planned_bytes, **over}

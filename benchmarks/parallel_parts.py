@@ -18,6 +18,7 @@ from measuring import ONE_THREAD, Child, spread
 from watched_job import Job, Row, command
 
 from summerlm.core.config import read_settings
+from summerlm.core.runtime import SPINS
 from summerlm.recipes.demo import training_texts
 from summerlm.recipes.settings import Settings
 from summerlm.tokenizer.learn import learn_bpe
@@ -198,7 +199,7 @@ class Bench:
         return {
             **ONE_THREAD,
             "OMP_NUM_THREADS": str(threads),
-            "GOMP_SPINCOUNT": "2000",  # as the command sets it
+            "GOMP_SPINCOUNT": SPINS,  # as the command sets it
             "SUMMERLM_CACHE": str(self._folder / "cache"),
         }
 

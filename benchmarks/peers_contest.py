@@ -16,9 +16,11 @@ from typing import Any
 from child import Child
 
 from summerlm.core.figures import spread
+from summerlm.core.runtime import SPINS
 
 # what the product's command sets, and what a program finds that sets nothing
-ENVIRONMENTS = {"default": {}, "GOMP_SPINCOUNT=2000": {"GOMP_SPINCOUNT": "2000"}}
+OURS = f"GOMP_SPINCOUNT={SPINS}"
+ENVIRONMENTS = {"default": {}, OURS: {"GOMP_SPINCOUNT": SPINS}}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 For each of eight configurations, none of which was used to find a constant: the command's probe
 and real runs of the same settings in turn (A-B-A-B-...-A). A run's step is the median of all but
-the first two, its peak its process's. Each run is held against the mean of the probes before and
+the first two, its peak its process's. Runs read torch's own code from a file of JSON lines, a text
+that probes don't know. Each run is held against the mean of the probes before and
 after it, for a machine grows slower and faster; an error is the median of the runs'.
 
     python benchmarks/plan.py --json benchmarks/results/plan.json
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import circumstances
 
 from summerlm.core.config import read_settings
@@ -47,10 +49,10 @@ peak_lr = 0.01
 lanes = 4
 workers = 1
 
-[data.sources.library]
-python_stdlib = true
+[data.sources.code]
+path = "{texts}"
 weight = 1
-licence = "PSF-2.0"
+licence = "BSD-3-Clause"
 
 [train]
 batch_tokens = 4096
@@ -127,6 +129,18 @@ def compare(config: Path, case: str, steps: int, turns: int, folder: Path) -> di
     }
 
 
+def write_config(folder: Path) -> Path:
+    """Write settings, their text and their tokenizer into a folder."""
+    code = sorted((Path(torch.__file__).parent / "nn").rglob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in code]
+    file = folder / "code.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    learn_bpe(texts, 4096).save(folder / "tok")
+    config = folder / "plan.toml"
+    config.write_text(CONFIG.format(tokenizer=folder / "tok", texts=file))
+    return config
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -137,10 +151,7 @@ def main() -> None:
     report: dict[str, Any] = {**circumstances(), "cases": {}}
     with tempfile.TemporaryDirectory(prefix="summerlm-plan-") as name:
         folder = Path(name)
-        library = sorted(Path(statistics.__file__).parent.glob("*.py"))
-        learn_bpe((path.read_text(errors="ignore") for path in library), 4096).save(folder / "tok")
-        config = folder / "plan.toml"
-        config.write_text(CONFIG.format(tokenizer=folder / "tok"))
+        config = write_config(folder)
         for case in args.cases:
             report["cases"][case] = found = compare(config, case, args.steps, args.turns, folder)
             print(line_of(case, found), flush=True)

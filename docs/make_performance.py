@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,7 +89,11 @@ def program_of(command: str) -> ModuleType:
 
 def body(program: ModuleType, figures: Mapping[str, Any]) -> str:
     """Lay the figures out as the program does: its lines of text, or a table of its figures."""
-    lines = list(getattr(program, "lines", everything)(figures))
+    lines = list(program.lines(figures))
+    if not lines:
+        raise ValueError(
+            f"{figures['command']}: its file holds nothing that {program.__name__} shows"
+        )
     if lines and isinstance(lines[0], str):
         return "\n".join(["```", *lines, "```"])
     text = table(lines)
@@ -118,20 +122,6 @@ def parts(found: Mapping[str, Any]) -> str:
     for row in (*found["parts"], step):
         rows.append(f"| {row['part']} | {1e3 * row['seconds']:.2f} | {row['share']:.1%} |")
     return "\n".join(rows)
-
-
-def everything(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield all numbers in a file by their path, where a program says nothing better."""
-    about = ("date", "command", "commit", "hardware", "versions")
-
-    def walk(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping) and "median" not in value:
-            for key, inner in value.items():
-                yield from walk(f"{path}, {key}".removeprefix(", ").replace("_", " "), inner)
-        elif isinstance(value, int | float | Mapping) and not isinstance(value, bool):
-            yield path, value
-
-    yield from walk("", {key: value for key, value in figures.items() if key not in about})
 
 
 def number(value: float) -> str:

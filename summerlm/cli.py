@@ -21,7 +21,13 @@ from summerlm.cli_eval import compare, evaluate
 from summerlm.cli_options import Config, Json, Overrides, Run, show_facts
 from summerlm.cli_plan import plan
 from summerlm.core.errors import UsageError, explain
-from summerlm.core.runtime import die_with_launcher, end_process, settle_exit_code, starting
+from summerlm.core.runtime import (
+    die_with_launcher,
+    end_process,
+    settle_exit_code,
+    spin_briefly,
+    starting,
+)
 
 app = typer.Typer(
     name="summerlm",
@@ -189,10 +195,7 @@ def tokenizer_train(
 
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on stderr."""
-    # OpenMP's threads wait for one another in a loop; where another process wants the same cores,
-    # a shorter one is faster (LOG.md). Set before torch is imported
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    spin_briefly()
     # of multiprocessing's helper, after a kill: what it cleans up is no news to a user
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     warnings.showwarning = _warn

@@ -425,13 +425,13 @@ def test_the_page_of_performance_takes_what_is_there(tmp_path):
         "mfu": {"causal": None, "full": 0.5},
         "memory_bytes": 3e9,
     }
+    kernels = {"plain": {"seconds": spread, "ratio": spread}}
+    shape = {"shape": {"B": 8}, "kernels": kernels, "refused": {"cudnn": "no GPU"}}
     parts = {"seconds": 2.0, "parts": [{"part": "MLP: norm", "seconds": 2.0, "share": 1.0}]}
     gpu = {"hardware": {"accelerator": "H200", "python": "3", "torch": "2", "processor": "CPU"}}
     found = {
         "a": figures_of("summerlm bench x.toml", config="x.toml", step=step, parts=parts),
-        "b": figures_of(
-            "python benchmarks/attention.py", rows={"a_b": {"c": 7}}, name="x", on=True
-        ),
+        "b": figures_of("python benchmarks/attention.py", shapes=[shape]),
         "c": figures_of("bash benchmarks/gpu.sh", marks=[], parts={"step": {"status": "done"}})
         | gpu,
         "d": figures_of("python benchmarks/data.py", quick=True, commit="quick"),
@@ -447,6 +447,14 @@ def test_the_page_of_performance_takes_what_is_there(tmp_path):
     assert "| step: MFU, counted in full, as torchtitan does: % | 50 |  |  |" in page
     assert page.count("MFU") == 1
     assert "| MLP: norm | 2000.00 | 100.0% |\n| the step | 2000.00 | 100.0% |" in page
-    assert "| | figure |\n|---|---:|\n| rows, a b, c | 7 |\n\nAll of it: [b.json]" in page
+    assert "```\nB = 8\n  plain: 2e+03 ms, 2.00 (1.00 to 1234.50)" in page
+    assert "  cudnn: not here: no GPU\n```\n\nAll of it: [b.json]" in page
     assert "on one H200; Python" in page
     assert "```\nstep: done\n```" in page
+
+
+def test_a_section_without_figures_is_refused(tmp_path):
+    figures = figures_of("python benchmarks/attention.py", shapes=[])
+    (tmp_path / "a.json").write_text(json.dumps(figures))
+    with pytest.raises(ValueError, match=r"benchmarks/attention\.py: its file holds nothing"):
+        PERFORMANCE["page"](tmp_path)

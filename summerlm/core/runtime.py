@@ -23,6 +23,9 @@ LAUNCHER = "SUMMERLM_LAUNCHER"  # set for the ranks that `recipes.launching` sta
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_BLOCK = 2**30  # bytes that are kept when freed; larger ones still come and go
 ANSWER_S = 10.0  # that a launcher's store may take
+# looks that a thread of OpenMP takes at another's work before it sleeps. Fewer cost a quiet machine
+# up to a fifth of its speed, more cost it beside another process that wants the same cores (LOG.md)
+SPINS = "10000"
 REQUEUE = 75  # exit code after SIGUSR1, by which schedulers know to run the job again
 
 
@@ -67,6 +70,15 @@ def die_with_launcher() -> None:
             raise SystemExit(1) from None
         except OSError:
             pass  # far or slow: those who meet there will say so
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads wait for one another in a loop, but not for long.
+
+    To be called before torch is imported. What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def keep_freed_memory() -> None:

@@ -6,14 +6,12 @@ Flow: `opening` calls `settle_memory` on every rank before the model is laid out
     2. else `tracing` says what fits, without recomputation, selective or full, in that order;
     3. on a GPU the largest micro-batch that fits is taken, after two small ones have corrected the
        prediction by what the allocator saw; on a CPU, where small ones may be faster, those that
-       fit are timed by real steps (`rehearsing`);
+       fit are timed by real steps (`trying`);
     4. all ranks take the same, which the run says and writes down.
 """
 
-import gc
 import math
 import socket
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,19 +19,15 @@ import torch
 
 from summerlm.core.errors import DeviceMemoryError
 from summerlm.core.files import RunFolder, read_json
-from summerlm.core.hardware import describe, free_memory, peak_memory
+from summerlm.core.hardware import describe, free_memory
 from summerlm.core.ranks import Ranks
 from summerlm.plan.cost import USABLE
-from summerlm.plan.memory import share_out, spread
-from summerlm.recipes.rehearsing import first_stepper, make_up, time_step
-from summerlm.recipes.room import RECOMPUTE, largest
+from summerlm.recipes.room import RECOMPUTE
 from summerlm.recipes.settings import Settings, derive
-from summerlm.recipes.tracing import trace_step
+from summerlm.recipes.trying import Trial, with_choice
 
 KEPT = "memory.json"
 SIZES = 4  # micro-batches that are timed on a CPU: the largest that fits, and halves of it
-STEPS = 3  # of each; the first is not counted
-TRIED_TOKENS = 16_384  # of a step that is timed: enough to tell sizes apart
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ def settle_memory(
     line = (
         f"parallel.memory: {choice.micro_batch_rows} rows at once, {recompute} recomputation: {why}"
     )
-    return _with(settings, choice.micro_batch_rows, choice.recompute), line
+    return with_choice(settings, choice.micro_batch_rows, choice.recompute), line
 
 
 def choose(
@@ -139,84 +133,6 @@ def choose(
     return Choice(best, recompute, f"the fastest a row of those timed ({told})", circumstances)
 
 
-class Trial:
-    """Tries what a step takes under this or that micro-batch.
-
-    Args:
-        settings: The run's settings.
-        ranks: This process among those that train; all try the same.
-        device: Where this rank trains.
-        dtype: Autocast's dtype, or None for float32.
-    """
-
-    def __init__(
-        self, settings: Settings, ranks: Ranks, device: torch.device, dtype: torch.dtype | None
-    ) -> None:
-        self._settings, self._ranks = settings, ranks
-        self._device, self._dtype = device, dtype
-        self._factor: dict[str | None, float] = {}  # measured bytes to predicted, by recomputation
-
-    def largest(self, own: int, recompute: str | None, limit: int) -> int:
-        """Find the most rows that fit, in even micro-batches; 0 where none does."""
-        if self.predict(1, own, recompute) > limit:
-            return 0
-        if self._device.type == "cuda":
-            try:
-                self._factor[recompute] = self._measure(own, recompute, limit)
-            except torch.OutOfMemoryError:
-                if self._ranks.world > 1:
-                    raise  # the others wait for this rank in the middle of a step
-                gc.collect()
-                torch.cuda.empty_cache()
-                return 0
-        return largest(own, limit, lambda rows: self.predict(rows, own, recompute))
-
-    def predict(self, rows: int, own: int, recompute: str | None) -> int:
-        """Predict the most bytes that a step of this rank's rows takes."""
-        micro_batches = math.ceil(own / rows)
-        settings, gpu = _with(self._settings, rows, recompute), self._device.type == "cuda"
-        peaks = trace_step(settings, rows, micro_batches, self._dtype, gpu=gpu)
-        itemsize = 4 if self._dtype is None else self._dtype.itemsize
-        shards = settings.parallel.shards(self._ranks.world)
-        memory = spread(peaks, share_out(settings.model, shards, itemsize, micro_batches))
-        total = int(memory.total * self._factor.get(recompute, 1.0))
-        # a CPU's memory holds the copy for a checkpoint, too
-        return total if gpu else total + memory.weights + memory.optimizer
-
-    def _measure(self, own: int, recompute: str | None, limit: int) -> float:
-        """Compare the allocator's peak with the prediction, at one row and two; all ranks agree.
-
-        Two are left out where they are predicted not to fit.
-        """
-        factors = []
-        for rows in {1, min(2, own)}:
-            if rows > 1 and self.predict(rows, 2 * rows, recompute) > limit:
-                continue
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._steps(rows, 2, recompute)
-            factors.append(peak_memory(self._device) / self.predict(rows, 2 * rows, recompute))
-        return max(max(self._ranks.exchange(max(factors))), 1.0)
-
-    def seconds_per_row(self, rows: int, own: int, recompute: str | None) -> float:
-        """Time steps of micro-batches of so many rows; the slowest rank's time counts."""
-        tokens = rows * self._settings.model.context
-        micro_batches = min(math.ceil(own / rows), max(1, TRIED_TOKENS // tokens))
-        seconds = min(self._steps(rows, micro_batches, recompute)[1:])
-        return max(self._ranks.exchange(seconds)) / (rows * micro_batches)
-
-    def _steps(self, rows: int, micro_batches: int, recompute: str | None) -> Sequence[float]:
-        settings = _with(self._settings, rows, recompute)
-        stepper = first_stepper(settings, self._ranks, self._device, self._dtype)
-        batch = make_up(settings, rows * micro_batches, self._device)
-        seconds = [time_step(stepper, batch, number + 1) for number in range(STEPS)]
-        del stepper, batch
-        torch._dynamo.reset()  # the run compiles its blocks as if these had never been
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return seconds
-
-
 def _sizes(rows: int, own: int) -> list[int]:
     """List the micro-batches to be timed: the largest that fits, then about halves."""
     sizes: list[int] = []
@@ -254,10 +170,3 @@ def _circumstances(settings: Settings, ranks: Ranks, device: torch.device) -> di
 def _read(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / KEPT
     return read_json(path) if path.exists() else None
-
-
-def _with(settings: Settings, rows: int, recompute: str | None) -> Settings:
-    """Give the settings with what was chosen in the place of "auto"."""
-    changes = {"memory": None, "micro_batch_rows": rows, "recompute": recompute}
-    parallel = settings.parallel.model_copy(update=changes)
-    return settings.model_copy(update={"parallel": parallel})

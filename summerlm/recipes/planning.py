@@ -62,12 +62,11 @@ def plan(
     room = Room(settings, terms)
     fits = None if room.limit is None else room.largest(room.limit)
     rows = min(settings.parallel.micro_batch_rows or room.own, room.own)
+    recompute = settings.parallel.recompute
     if settings.parallel.memory == "auto" and fits is not None:
-        rows = fits["micro_batch_rows"] or 1
-        memory = room.footprint(rows, fits["recompute"])
-    else:
-        memory = room.footprint(rows)
-    probed = probe_here(settings, terms, room, rows) if probing else None
+        rows, recompute = fits["micro_batch_rows"] or 1, fits["recompute"]
+    memory = room.footprint(rows, recompute)
+    probed = probe_here(settings, terms, room, rows, recompute) if probing else None
     measured = None if probed is None else probed.flops
     devices = terms.devices(measured)
     flops = derived.tokens * flops_per_token(model)
@@ -96,7 +95,9 @@ def plan(
     return facts
 
 
-def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probed:
+def probe_here(
+    settings: Settings, terms: Terms, room: Room, rows: int, recompute: str | None
+) -> Probed:
     """Make steps here, if this is the hardware that the run is planned for.
 
     Args:
@@ -104,6 +105,7 @@ def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probe
         terms: What it is planned for.
         room: Predicts memory.
         rows: Rows of the run's micro-batch.
+        recompute: What the backward pass computes anew.
 
     Returns:
         What a step takes.
@@ -123,9 +125,10 @@ def probe_here(settings: Settings, terms: Terms, room: Room, rows: int) -> Probe
     if settings.parallel.float8:
         device = pick_device(settings.run.device)
         check_float8(settings.model, device, compute_dtype(settings.train, device))
-    alone = settings.parallel.model_copy(update={"shard_ranks": 1})
+    changes = {"shard_ranks": 1, "memory": None, "recompute": recompute}
+    alone = settings.parallel.model_copy(update=changes)
     settings = settings.model_copy(update={"parallel": alone})
-    return probe(settings, rows, lambda size: room.footprint(size).total)
+    return probe(settings, rows, lambda size: room.footprint(size, recompute).total)
 
 
 def describe_probe(probed: Probed, terms: Terms, predicted: int) -> dict[str, Any]:

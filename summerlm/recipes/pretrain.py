@@ -36,7 +36,14 @@ from summerlm.recipes.best import Best
 from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import Run, is_finished, open_run
 from summerlm.recipes.profiling import profiled_run
-from summerlm.recipes.recording import Record, describe_run, open_recorder, seconds_spent
+from summerlm.recipes.recording import (
+    Record,
+    describe_run,
+    open_recorder,
+    record_incidents,
+    seconds_spent,
+    write_ledger,
+)
 from summerlm.recipes.settings import Settings, derive
 from summerlm.recipes.spikes import Spikes
 from summerlm.recipes.storing import make_saver
@@ -223,7 +230,7 @@ def equip(run: Run, recorder: Recorder, stop: StopRequest) -> Equipment:
 
 
 def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
-    """List what happens after each step, in order.
+    """List what happens after the steps, in order.
 
     Args:
         run: The run.
@@ -236,18 +243,34 @@ def make_hooks(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
     settings, derived, watch = run.settings, derive(run.settings), gear.watch
     last, saver = derived.steps, gear.saver
     return [
-        lambda event: gear.ledger.add(event.data.source_counts),
-        lambda event: record_incidents(recorder, event),
-        lambda event: saver.poll(event.data.reports),
-        Record(recorder, run, seconds_spent(run.folder)),
-        gear.spikes,
-        lambda event: gear.guard.check(event.step),  # before a save that a restart would go on from
+        *hooks_of_each_step(run, recorder, gear),
         every(settings.validation.every_steps, saver.settle, last_step=last),
         every(settings.validation.every_steps, watch.validate, last_step=last),
         every(settings.samples.every_steps, watch.sample, last_step=last),
         gear.rounds,
         gear.best.when_new(saver.save),
         every(settings.checkpoint.every_steps, saver.save, last_step=derived.stable_steps),
+    ]
+
+
+def hooks_of_each_step(run: Run, recorder: Recorder, gear: Equipment) -> list[Hook]:
+    """List what happens after every step, in order.
+
+    Args:
+        run: The run.
+        recorder: Where its events go.
+        gear: What hangs on it.
+
+    Returns:
+        The hooks.
+    """
+    return [
+        lambda event: gear.ledger.add(event.data.source_counts),
+        lambda event: record_incidents(recorder, event),
+        lambda event: gear.saver.poll(event.data.reports),
+        Record(recorder, run, seconds_spent(run.folder)),
+        gear.spikes,
+        lambda event: gear.guard.check(event.step),  # before a save that a restart would go on from
     ]
 
 
@@ -275,21 +298,3 @@ def make_steps(run: Run, gear: Equipment, stop: StopRequest) -> Iterator[Event]:
         ranks=run.ranks,
         stop=stop,
     )
-
-
-def record_incidents(recorder: Recorder, event: Event) -> None:
-    """Record what the data met and mended while a step's batch was made.
-
-    Args:
-        recorder: Where it goes.
-        event: The step.
-    """
-    for incident in event.data.incidents:
-        reason = incident["reason"]
-        recorder.write("incident", line=f"warning: {reason}", step=event.step, reason=reason)
-
-
-def write_ledger(run: Run, ledger: Ledger) -> None:
-    """Write a run's account of its data, on the leading rank."""
-    if run.ranks.leads:
-        run.folder.write_json("ledger.json", ledger.report())

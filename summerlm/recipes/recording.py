@@ -21,6 +21,7 @@ from summerlm.core.record import (
     cut_rows,
     read_rows,
 )
+from summerlm.data.ledger import Ledger
 from summerlm.optim.groups import group_table
 from summerlm.parallel.layout import Layout
 from summerlm.plan.count import flops_per_token, parameters
@@ -140,6 +141,24 @@ class Record:
         )
         run.layout.rest()
         return max(run.ranks.exchange(found.item()))
+
+
+def record_incidents(recorder: Recorder, event: Event) -> None:
+    """Record what the data met and mended while a step's batch was made.
+
+    Args:
+        recorder: Where it goes.
+        event: The step.
+    """
+    for incident in event.data.incidents:
+        reason = incident["reason"]
+        recorder.write("incident", line=f"warning: {reason}", step=event.step, reason=reason)
+
+
+def write_ledger(run: Run, ledger: Ledger) -> None:
+    """Write a run's account of its data, on the leading rank."""
+    if run.ranks.leads:
+        run.folder.write_json("ledger.json", ledger.report())
 
 
 def seconds_spent(folder: RunFolder) -> float:

@@ -61,7 +61,7 @@ class Room:
         self.checkpoint_bytes = 0
         self.limit = None if row is None else int(row.memory_bytes * USABLE)
 
-    def footprint(self, rows: int, recompute: str | None = "as set") -> Footprint:
+    def footprint(self, rows: int, recompute: str | None) -> Footprint:
         """Give the memory of a step.
 
         Args:
@@ -71,8 +71,7 @@ class Room:
         Returns:
             Its highest moment on the fullest device.
         """
-        wish = self._settings.parallel.recompute if recompute == "as set" else recompute
-        return self._dealt(rows, wish, self.own, self.shards)
+        return self._dealt(rows, recompute, self.own, self.shards)
 
     def fewest(self) -> int | None:
         """Find the fewest devices that hold a row if they share the model and recompute all of it.

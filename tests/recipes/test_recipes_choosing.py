@@ -14,10 +14,11 @@ from summerlm.core.errors import DeviceMemoryError, UsageError
 from summerlm.core.files import RunFolder
 from summerlm.core.ranks import ALONE
 from summerlm.core.record import read_rows
-from summerlm.recipes import choosing
-from summerlm.recipes.choosing import KEPT, Trial, _sizes, choose, settle_memory
+from summerlm.recipes import choosing, trying
+from summerlm.recipes.choosing import KEPT, _sizes, choose, settle_memory
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.settings import Settings
+from summerlm.recipes.trying import Trial
 
 CPU = torch.device("cpu")
 
@@ -100,7 +101,7 @@ def test_a_gpu_does_not_try_what_is_predicted_not_to_fit(tiny_settings, monkeypa
     trial, tried = Trial(auto(tiny_settings), ALONE, SimpleNamespace(type="cuda"), None), []
     monkeypatch.setattr(trial, "predict", lambda rows, own, what: 10 * rows)
     monkeypatch.setattr(trial, "_steps", lambda rows, *_: tried.append(rows))
-    monkeypatch.setattr(choosing, "peak_memory", lambda _: 10)
+    monkeypatch.setattr(trying, "peak_memory", lambda _: 10)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     assert trial.largest(12, None, limit) == limit // 10
     assert tried == made

@@ -108,7 +108,7 @@ def test_saves_by_hand(tiny_settings):
 def test_the_largest_that_fits_fits_and_no_larger_one(tiny_settings, rows):
     """The limit is what one size needs, to the byte: even cuts of 8 rows."""
     room = Room(tiny_settings, Terms("h100", count=1))
-    need = room.footprint(rows).total
+    need = room.footprint(rows, None).total
     assert room.largest(need)["micro_batch_rows"] == rows
     assert room.largest(need)["recompute"] is None
     less = room.largest(need - 1)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_recomputed_or_zero(tiny_settings):
     settings = tiny_settings.model_copy(update={"model": model, "train": train})
     room = Room(settings, Terms("h100", count=1))
     full = room.footprint(1, "full").total
-    assert full < room.footprint(1, "selective").total < room.footprint(1).total
+    assert full < room.footprint(1, "selective").total < room.footprint(1, None).total
     assert room.largest(full)["recompute"] == "full"
     assert room.largest(full)["micro_batch_rows"] == 1
     assert room.largest(full - 1)["micro_batch_rows"] == 0
@@ -138,7 +138,9 @@ def test_twice_the_shards_hold_half():
 
     def held(shards):
         overrides = [f"parallel.shard_ranks={shards}", "model.layers=4"]
-        memory = Room(read_settings(Settings, config, overrides), Terms("h200", 8)).footprint(1)
+        memory = Room(read_settings(Settings, config, overrides), Terms("h200", 8)).footprint(
+            1, "selective"
+        )
         return memory.weights, memory.gradients, memory.optimizer
 
     for few, many in zip(held(2), held(4), strict=True):

@@ -5,18 +5,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from summerlm.core.config import read_settings
+from summerlm.core.config import differences, read_settings
 from summerlm.core.errors import DeviceMemoryError
 from summerlm.core.record import read_rows
+from summerlm.data.config import SourceConfig
 from summerlm.recipes import probing
 from summerlm.recipes.planning import plan
-from summerlm.recipes.probing import Findings, in_child, probe
-from summerlm.recipes.settings import Settings, derive
+from summerlm.recipes.pretrain import pretrain
+from summerlm.recipes.probing import probe
+from summerlm.recipes.rehearsing import Findings, in_child, rehearse, stand_in
+from summerlm.recipes.settings import EvaluationConfig, Settings, derive
 from summerlm.recipes.terms import Terms
 
 REAL = """
@@ -64,6 +69,7 @@ def test_a_step_of_any_length(tiny_settings, monkeypatch, rows, micro, longest, 
     monkeypatch.setattr(probing, "in_child", made_up(tried=tried))
     shown = [micro] if micro <= longest else [longest, longest // 2]
     monkeypatch.setattr(probing, "_rows_to_try", lambda settings, rows: shown)
+    monkeypatch.setattr(probing, "_longest", lambda settings: 8)
     settings = with_rows(tiny_settings, rows)
     found = probe(settings, micro, lambda size: 2 * size)
     assert found.seconds == pytest.approx(0.1 + 0.5 * rows)
@@ -73,10 +79,10 @@ def test_a_step_of_any_length(tiny_settings, monkeypatch, rows, micro, longest, 
 
 
 def test_long_micro_batches_are_not_made(tiny_settings, monkeypatch):
-    monkeypatch.setattr(probing, "SLOW_FLOPS", 1e5)
+    monkeypatch.setitem(probing.SLOW_FLOPS, "cpu", 1e5)
     assert len(probing._rows_to_try(tiny_settings, 500)) <= 2
     assert probing._rows_to_try(tiny_settings, 500)[0] < 500
-    monkeypatch.setattr(probing, "SLOW_FLOPS", 1e12)
+    monkeypatch.setitem(probing.SLOW_FLOPS, "cpu", 1e12)
     assert probing._rows_to_try(tiny_settings, 8) == [8]
 
 
@@ -103,6 +109,48 @@ def test_the_child_makes_real_steps(tiny_settings):
     assert found.peak_bytes > found.base_bytes > 100 * 2**20
 
 
+def test_the_child_needs_nothing_of_the_runs_data(tiny_settings, tmp_path, monkeypatch):
+    """Its own run reads the library, has a worker, and leaves nothing behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    gone = {"gone": SourceConfig(hub="nobody/nothing", weight=1, licence="MIT")}
+    data = tiny_settings.data.model_copy(update={"sources": gone, "workers": 1})
+    found = in_child(tiny_settings.model_copy(update={"data": data}), 3, (1,), 4)
+    assert len(found.seconds[1]) == 4
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_rehearsal_is_a_run_like_the_other_one(tiny_settings, tmp_path):
+    evaluation = EvaluationConfig(tasks=("arc_easy",), metric="arc_easy/acc")
+    settings = tiny_settings.model_copy(update={"evaluation": evaluation})
+    changed = set(differences(settings, stand_in(settings, tmp_path, 3, None, 20)))
+    sources = {key for key in changed if key.startswith("data.sources.")}
+    tasks = {"evaluation.tasks", "evaluation.metric"}
+    own = {"run.folder", "parallel.micro_batch_rows", "train.budget_tokens"}
+    assert changed - sources == tasks | own
+    short = stand_in(settings, tmp_path, 3, 9, 20)
+    assert derive(short).rows == 9
+    assert derive(short).steps >= 20
+    assert short.data.lanes == 1, "of 4 lanes one divides 9 rows"
+
+
+def test_a_rehearsal_makes_the_steps_of_a_run(tiny_settings, tmp_path):
+    """The weights, and so the losses, of the same settings and text are those of training."""
+    like = stand_in(tiny_settings, tmp_path / "trained", 8, None, 5)
+    assert pretrain(like, Console(quiet=True)) == 0
+    (tmp_path / "rehearsed").mkdir()
+    rehearse(tiny_settings, 8, (1,), 5, tmp_path / "rehearsed")
+    trained, rehearsed = (losses(tmp_path / name) for name in ("trained", "rehearsed"))
+    assert rehearsed == trained[: len(rehearsed)]
+    assert len(rehearsed) == 6
+
+
+def losses(folder):
+    rows = read_rows(folder / "metrics.jsonl")
+    return [(row["loss"], row["batch_sha"]) for row in rows if row["kind"] == "train"]
+
+
 def test_a_child_that_fails_is_an_error(tiny_settings):
     tokenizer = tiny_settings.tokenizer.model_copy(update={"name": "gone"})
     with pytest.raises(SystemExit) as left:
@@ -116,7 +164,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 start = subprocess.Popen.__init__
 def told(child, *args, **words):
     start(child, *args, **words)
-    if "summerlm.recipes.probing" in args[0]:
+    if "rehearsing" in args[0][-1]:
         print(child.pid, flush=True)
 subprocess.Popen.__init__ = told
 from summerlm.cli import main
@@ -162,7 +210,7 @@ RUNS = 3  # for the same run's peak differs by over a tenth from start to start 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", UNSEEN)
 def test_peak_memory_within_5_percent_of_a_real_run(tiny_config, tmp_path, case):
-    # at least ten steps; data that a process deals itself are not in a probe (docs/planning.md)
+    # at least ten steps
     overrides = [*UNSEEN[case].split(), "train.budget_tokens=80_000", "data.workers=1"]
     settings = read_settings(Settings, tiny_config, overrides)
     found = plan(settings, probing=True)["probe"]["peak_bytes"]
