@@ -2,9 +2,9 @@
 
 For each of eight configurations, none of which was used to find a constant: the command's probe
 and real runs of the same settings in turn (A-B-A-B-...-A). A run's step is the median of all but
-the first two, its peak its process's. Runs read torch's own code from a file of JSON lines, a text
-that probes don't know. Each run is held against the mean of the probes before and
-after it, for a machine grows slower and faster; an error is the median of the runs'.
+the first two, its peak its process's. Both read torch's own code from a file of JSON lines. Each
+run is held against the mean of the probes before and after it, for a machine grows slower and
+faster; an error is the median of the runs'.
 
     python benchmarks/plan.py --json benchmarks/results/plan.json
     python benchmarks/plan.py --steps 4 --turns 1 --cases wide      # a try

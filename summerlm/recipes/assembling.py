@@ -1,6 +1,6 @@
 """A run's model and optimizer, as its settings ask for them, with their first weights.
 
-Flow: `opening` fills what `assemble` makes from a checkpoint; `rehearsing` makes steps of it;
+Flow: `opening` fills what `assemble` makes from a checkpoint; `trying` makes steps of it;
 `make_stepper` gives both what makes their steps.
 """
 

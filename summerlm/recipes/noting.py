@@ -96,6 +96,11 @@ def _measured(settings: Settings, memory: Footprint, probed: Probed) -> Iterator
         f"of the probe's peak {step:.2f} GiB are the run's, a checkpoint's copy included{base}; "
         f"predicted for tensors were {memory.total / GIB:.2f} GiB: the probe's figure holds"
     )
+    if not probed.own_text:
+        yield (
+            "the probe read Python's library, for the run's text isn't all on this machine: how "
+            "long its own takes to read is not in the step"
+        )
     if settings.parallel.shard_ranks != 1:
         yield (
             "the probe is one process with a whole model: its peak is without parallel.shard_ranks"

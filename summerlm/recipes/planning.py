@@ -151,6 +151,7 @@ def describe_probe(probed: Probed, terms: Terms, predicted: int) -> dict[str, An
         "step_bytes": probed.peak_bytes - probed.base_bytes,
         "predicted_bytes": predicted,
         "micro_batches_tried": list(probed.rows_tried),
+        "own_text": probed.own_text,
         "flops_per_second": probed.flops,
         "mfu": None if row is None else probed.flops / row.peak_flops,
     }

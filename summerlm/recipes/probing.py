@@ -16,7 +16,7 @@ import torch
 from summerlm.core.errors import DeviceMemoryError
 from summerlm.core.hardware import device_type
 from summerlm.plan.count import flops_per_token
-from summerlm.recipes.rehearsing import Findings, in_child
+from summerlm.recipes.rehearsing import Findings, has_text, in_child
 from summerlm.recipes.settings import Settings, derive
 
 STEPS = 20
@@ -38,6 +38,7 @@ class Probed:
         tokens: Of a step.
         rows_tried: Micro-batches that were made, in rows.
         flops: FLOP/s.
+        own_text: Whether they were made of the run's own text.
     """
 
     seconds: float
@@ -46,6 +47,7 @@ class Probed:
     tokens: int
     rows_tried: tuple[int, ...]
     flops: float
+    own_text: bool
 
 
 def probe(settings: Settings, rows: int, predicted: Callable[[int], int]) -> Probed:
@@ -92,6 +94,7 @@ def probe(settings: Settings, rows: int, predicted: Callable[[int], int]) -> Pro
         tokens=tokens,
         rows_tried=tuple(tried),
         flops=tokens * flops_per_token(settings.model) / seconds,
+        own_text=has_text(settings),
     )
 
 

@@ -1,9 +1,9 @@
-"""A rehearsal: the first steps of a run in a process of its own, on text that every machine has.
+"""A rehearsal: the first steps of a run, in a process of its own and saved nowhere.
 
 Flow: `probing` calls `in_child`, which starts `serve` as a process of its own, so that the peak of
 its memory is that of a run. There `rehearse` opens the run as training does, in a folder that is
-removed afterwards, and makes steps by its loop, with its workers and what hangs on every step. Only
-the data are other ones: Python's own library, in the run's tokens and rows.
+removed afterwards, and makes steps by its loop, with its workers and what hangs on every step.
+Nothing is fetched for it: a run whose text is not on this machine is rehearsed on Python's library.
 """
 
 import ctypes
@@ -178,7 +178,7 @@ def rehearse(
 def stand_in(
     settings: Settings, folder: Path, rows: int, batch_rows: int | None, steps: int
 ) -> Settings:
-    """Give the settings of a run like another one, that needs none of its data.
+    """Give the settings of a run like another one that evaluates nothing and fetches nothing.
 
     Args:
         settings: The other one's.
@@ -188,7 +188,7 @@ def stand_in(
         steps: That it makes at least.
 
     Returns:
-        The settings: nothing is evaluated, and the text is Python's library.
+        The settings; the text is the other one's if it is on this machine, else Python's library.
     """
     values = settings.model_dump(mode="json")
     batch_rows = batch_rows or derive(settings).rows
@@ -198,10 +198,23 @@ def stand_in(
     values["train"] |= {"batch_tokens": batch_tokens, "budget_tokens": budget}
     values["parallel"]["micro_batch_rows"] = rows
     lanes = math.gcd(settings.data.lanes, batch_rows)
-    values["data"] |= {"sources": {"library": LIBRARY}, "lanes": lanes}
+    sources = values["data"]["sources"] if has_text(settings) else {"library": LIBRARY}
+    sources = {name: {**source, "max_epochs": None} for name, source in sources.items()}
+    values["data"] |= {"sources": sources, "lanes": lanes}
     values["data"] |= {"tokens": None, "evaluation_sets": ()}
     del values["evaluation"]
     return validate(Settings, values, origin="settings of the rehearsal")
+
+
+def has_text(settings: Settings) -> bool:
+    """Tell whether all text of a run is in files of this machine, for which nothing is asked.
+
+    Args:
+        settings: The run's settings.
+    """
+    data = settings.data
+    paths = [source.path for source in data.sources.values() if not source.python_stdlib]
+    return not data.evaluation_sets and all(path and "://" not in path for path in paths)
 
 
 class Rehearsal:

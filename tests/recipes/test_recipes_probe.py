@@ -20,7 +20,7 @@ from summerlm.recipes import probing
 from summerlm.recipes.planning import plan
 from summerlm.recipes.pretrain import pretrain
 from summerlm.recipes.probing import probe
-from summerlm.recipes.rehearsing import Findings, in_child, rehearse, stand_in
+from summerlm.recipes.rehearsing import Findings, has_text, in_child, rehearse, stand_in
 from summerlm.recipes.settings import EvaluationConfig, Settings, derive
 from summerlm.recipes.terms import Terms
 
@@ -110,7 +110,7 @@ def test_the_child_makes_real_steps(tiny_settings):
 
 
 def test_the_child_needs_nothing_of_the_runs_data(tiny_settings, tmp_path, monkeypatch):
-    """Its own run reads the library, has a worker, and leaves nothing behind."""
+    """Its own run reads the library then, has a worker, and leaves nothing behind."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     gone = {"gone": SourceConfig(hub="nobody/nothing", weight=1, licence="MIT")}
@@ -123,16 +123,38 @@ def test_the_child_needs_nothing_of_the_runs_data(tiny_settings, tmp_path, monke
 
 def test_a_rehearsal_is_a_run_like_the_other_one(tiny_settings, tmp_path):
     evaluation = EvaluationConfig(tasks=("arc_easy",), metric="arc_easy/acc")
-    settings = tiny_settings.model_copy(update={"evaluation": evaluation})
+    settings = with_source(tiny_settings, max_epochs=1)
+    settings = settings.model_copy(update={"evaluation": evaluation})
     changed = set(differences(settings, stand_in(settings, tmp_path, 3, None, 20)))
-    sources = {key for key in changed if key.startswith("data.sources.")}
-    tasks = {"evaluation.tasks", "evaluation.metric"}
-    own = {"run.folder", "parallel.micro_batch_rows", "train.budget_tokens"}
-    assert changed - sources == tasks | own
+    unasked = {"evaluation.tasks", "evaluation.metric", "data.sources.text.max_epochs"}
+    assert changed - unasked == {"run.folder", "parallel.micro_batch_rows", "train.budget_tokens"}
+    assert unasked < changed
     short = stand_in(settings, tmp_path, 3, 9, 20)
     assert derive(short).rows == 9
     assert derive(short).steps >= 20
     assert short.data.lanes == 1, "of 4 lanes one divides 9 rows"
+
+
+@pytest.mark.parametrize(
+    "gone", [{"path": "s3://bucket/text"}, {"path": None, "hub": "a/b"}], ids=str
+)
+def test_text_of_other_machines_is_not_fetched(tiny_settings, tmp_path, gone):
+    assert has_text(tiny_settings)
+    settings = with_source(tiny_settings, **gone)
+    assert not has_text(settings)
+    (source,) = stand_in(settings, tmp_path, 3, None, 20).data.sources.values()
+    assert source.python_stdlib
+    assert has_text(with_source(tiny_settings, path=None, python_stdlib=True))
+    sets = tiny_settings.data.model_copy(update={"evaluation_sets": ("hub:a/b",)})
+    assert not has_text(tiny_settings.model_copy(update={"data": sets}))
+
+
+def with_source(settings, **changes):
+    """The settings with other ones of their source."""
+    (source,) = settings.data.sources.values()
+    sources = {"text": source.model_copy(update=changes)}
+    data = settings.data.model_copy(update={"sources": sources})
+    return settings.model_copy(update={"data": data})
 
 
 def test_a_rehearsal_makes_the_steps_of_a_run(tiny_settings, tmp_path):
