@@ -211,6 +211,9 @@ def has_text(settings: Settings) -> bool:
 
     Args:
         settings: The run's settings.
+
+    Returns:
+        Whether none of it is fetched.
     """
     data = settings.data
     paths = [source.path for source in data.sources.values() if not source.python_stdlib]

@@ -198,12 +198,22 @@ def test_auto_is_planned_with_the_recomputation_that_it_needs():
     assert not any("a step needs" in note for note in facts["notes"])
 
 
+def test_a_probe_on_another_text_says_so(tiny_settings, monkeypatch):
+    def findings(*_):
+        return Probed(1.0, 100, 10, 256, (8,), 1e9, own_text=False)
+
+    monkeypatch.setattr("summerlm.recipes.planning.probe", findings)
+    facts = plan(tiny_settings, probing=True)
+    assert "read Python's library" in " ".join(facts["notes"])
+    assert facts["probe"]["own_text"] is False
+
+
 def test_a_probe_of_a_sharded_run_says_that_it_is_of_one_process(tiny_settings, monkeypatch):
     tried = []
 
     def findings(settings, *_):
         tried.append(settings.parallel.shard_ranks)
-        return Probed(1.0, 100, 10, 256, (8,), 1e9)
+        return Probed(1.0, 100, 10, 256, (8,), 1e9, own_text=True)
 
     monkeypatch.setattr(planning, "probe", findings)
     sharded = tiny_settings.parallel.model_copy(update={"shard_ranks": 2})
