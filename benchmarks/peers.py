@@ -29,7 +29,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from peers_contest import ENVIRONMENTS, Amounts, Contestant, Mode, Search, compete, matmul_peak
+from peers_contest import (
+    ENVIRONMENTS,
+    OURS,
+    Amounts,
+    Contestant,
+    Mode,
+    Search,
+    compete,
+    matmul_peak,
+    variables,
+)
 from peers_shape import FILES, PEERS, Shape, our_model, peer_flops
 
 from summerlm.core.figures import circumstances, spread
@@ -87,7 +97,8 @@ def parse() -> argparse.Namespace:
     add("--mode", choices=tuple(MODES), action="append", help="tried on both sides; all")
     add("--micro-rows", type=int, action="append", help="micro-batches tried, largest first")
     add("--fit", action="store_true", help="no search: the largest micro-batch that fits")
-    add("--environment", choices=tuple(ENVIRONMENTS), action="append", help="tried; all")
+    words = f'tried: "default", or NAME=VALUE; default and {OURS}'
+    add("--environment", action="append", help=words)
     for name, value in vars(Amounts()).items():
         add(f"--{name}", type=int, default=value)
     add("--toy", action="store_true", help="see that it runs; no figures to use")
@@ -123,6 +134,11 @@ def complete(arguments: argparse.Namespace) -> argparse.Namespace:
     arguments.recipe = arguments.recipe or both
     arguments.vocabulary = arguments.vocabulary or [4096, 32773]
     arguments.environment = arguments.environment or list(ENVIRONMENTS)
+    for environment in arguments.environment:
+        try:
+            variables(environment)
+        except ValueError as error:
+            raise SystemExit(f"--environment: {error}") from None
     arguments.mode = arguments.mode or list(MODES)
     rows = arguments.rows
     halves = [rows >> n for n in range(rows.bit_length()) if rows % (1 << n) == 0]

@@ -20,7 +20,17 @@ from summerlm.core.runtime import SPINS
 
 # what the product's command sets, and what a program finds that sets nothing
 OURS = f"GOMP_SPINCOUNT={SPINS}"
-ENVIRONMENTS = {"default": {}, OURS: {"GOMP_SPINCOUNT": SPINS}}
+ENVIRONMENTS = ("default", OURS)
+
+
+def variables(environment: str) -> dict[str, str]:
+    """Give what an environment sets; ValueError if it is neither "default" nor NAME=VALUE."""
+    if environment == "default":
+        return {}
+    name, equals, value = environment.partition("=")
+    if not (name and equals):
+        raise ValueError(f"environment {environment!r}: write default, or NAME=VALUE")
+    return {name: value}
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Mode:
         compiled: Whether torch.compile is used.
         dtype: Of matmuls: "bfloat16" under autocast, or "float32".
         micro_rows: Rows that go through the model at once.
-        environment: A name in `ENVIRONMENTS`.
+        environment: "default", or a variable as NAME=VALUE.
     """
 
     compiled: bool
@@ -63,7 +73,7 @@ class Contestant:
         job = {**self.job, **asdict(mode), "warm": warm}
         side = Path(__file__).with_name("peers_side.py")
         command = [sys.executable, str(side), json.dumps(job)]
-        return Child(command, environment=ENVIRONMENTS[mode.environment])
+        return Child(command, environment=variables(mode.environment))
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Search:
         Args:
             modes: (compiled, dtype) of each.
             micro_rows: Micro-batches, the largest first.
-            environments: Names in `ENVIRONMENTS`.
+            environments: Each "default", or a variable as NAME=VALUE.
 
         Returns:
             The fastest mode. Where there is nothing to choose from, nothing is run.

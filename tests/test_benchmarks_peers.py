@@ -196,9 +196,17 @@ def test_the_fastest_mode_is_found(parts):
         return rate * (3 if mode.micro_rows == 2 else 1) * (1 + (mode.environment != "default"))
 
     modes = [(False, "float32"), (True, "bfloat16")]
-    best, tries = search(parts, rates, modes, environments=tuple(parts.contest.ENVIRONMENTS))
+    best, tries = search(parts, rates, modes, environments=parts.contest.ENVIRONMENTS)
     assert best == parts.contest.Mode(True, "bfloat16", 2, parts.contest.OURS)
     assert tries == 2 + 2 + 1
+
+
+def test_an_environment_is_a_variable(parts):
+    assert parts.contest.variables("default") == {}
+    assert parts.contest.variables("GOMP_SPINCOUNT=2000") == {"GOMP_SPINCOUNT": "2000"}
+    for wrong in ("GOMP_SPINCOUNT", "=2"):
+        with pytest.raises(ValueError, match=f"'{wrong}': write default, or NAME=VALUE"):
+            parts.contest.variables(wrong)
 
 
 def test_a_mode_that_fits_with_fewer_rows_is_a_candidate(parts):
