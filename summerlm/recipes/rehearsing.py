@@ -235,6 +235,7 @@ class Rehearsal:
         self._steps = make_steps(run, self._gear, stop)
         self._hooks: list[Callable[[Event], None]] = hooks_of_each_step(run, recorder, self._gear)
         self._event: Event | None = None
+        self._snapshot = Snapshot(run.tables, plan_pieces(run.tables, ALONE), rank=0)
 
     def step(self) -> float:
         """Make a step, and all that happens after each; gives its seconds."""
@@ -247,9 +248,8 @@ class Rehearsal:
     def look_up(self) -> None:
         """Do what a run does now and then: copy its state for a checkpoint, measure."""
         assert self._event is not None, "a step was made"
-        snapshot = Snapshot(self._run.tables, plan_pieces(self._run.tables, ALONE), rank=0)
-        snapshot.take()
-        snapshot.wait()
+        self._snapshot.take()
+        self._snapshot.wait()
         self._gear.watch.validate(self._event)
 
     def close(self) -> None:
