@@ -94,7 +94,7 @@ def body(program: ModuleType, figures: Mapping[str, Any]) -> str:
         raise ValueError(
             f"{figures['command']}: its file holds nothing that {program.__name__} shows"
         )
-    if lines and isinstance(lines[0], str):
+    if isinstance(lines[0], str):
         return "\n".join(["```", *lines, "```"])
     text = table(lines)
     if program is benching and "parts" in figures:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from summerlm.core.ranks import ALONE
 from summerlm.core.record import Recorder
 from summerlm.core.runtime import PR_SET_PDEATHSIG, StopRequest
 from summerlm.recipes.opening import Run, open_run, open_tokenizer
-from summerlm.recipes.pretrain import Equipment, equip, hooks_of_each_step, make_steps
+from summerlm.recipes.pretrain import equip, hooks_of_each_step, make_steps
 from summerlm.recipes.recording import open_recorder
 from summerlm.recipes.settings import Settings, derive
 from summerlm.train.loop import Event
@@ -164,6 +164,7 @@ def rehearse(
         }
         for part in parts.values():
             held.callback(part.close)
+        snapshot = Snapshot(run.tables, plan_pieces(run.tables, ALONE), rank=0)  # kept, as a run's
         seconds: dict[int, list[float]] = {n: [] for n in kinds}
         for number in range(steps + len(kinds)):
             kind = micro_batches[number % len(kinds)]
@@ -171,7 +172,9 @@ def rehearse(
             if number >= len(kinds):
                 seconds[kind].append(took)
             if number == len(kinds):
-                parts[kind].look_up()
+                snapshot.take()
+                snapshot.wait()
+                parts[kind].measure()
         return Findings(seconds, peak_memory(run.device), base)
 
 
@@ -231,11 +234,10 @@ class Rehearsal:
 
     def __init__(self, run: Run, recorder: Recorder, stop: StopRequest) -> None:
         self._run = run
-        self._gear: Equipment = equip(run, recorder, stop)
+        self._gear = equip(run, recorder, stop)
         self._steps = make_steps(run, self._gear, stop)
-        self._hooks: list[Callable[[Event], None]] = hooks_of_each_step(run, recorder, self._gear)
+        self._hooks = hooks_of_each_step(run, recorder, self._gear)
         self._event: Event | None = None
-        self._snapshot = Snapshot(run.tables, plan_pieces(run.tables, ALONE), rank=0)
 
     def step(self) -> float:
         """Make a step, and all that happens after each; gives its seconds."""
@@ -245,11 +247,9 @@ class Rehearsal:
             hook(self._event)
         return time.perf_counter() - began
 
-    def look_up(self) -> None:
-        """Do what a run does now and then: copy its state for a checkpoint, measure."""
+    def measure(self) -> None:
+        """Measure held-out text after the last step that was made."""
         assert self._event is not None, "a step was made"
-        self._snapshot.take()
-        self._snapshot.wait()
         self._gear.watch.validate(self._event)
 
     def close(self) -> None:
