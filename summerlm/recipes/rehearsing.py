@@ -23,8 +23,6 @@ from typing import Any
 
 from rich.console import Console
 
-from summerlm.checkpoint.pieces import plan_pieces
-from summerlm.checkpoint.snapshot import Snapshot
 from summerlm.core.config import validate
 from summerlm.core.errors import DeviceMemoryError, explain
 from summerlm.core.files import RunFolder
@@ -32,8 +30,9 @@ from summerlm.core.hardware import peak_memory, pick_device
 from summerlm.core.ranks import ALONE
 from summerlm.core.record import Recorder
 from summerlm.core.runtime import PR_SET_PDEATHSIG, StopRequest
+from summerlm.recipes.data.batches import open_loader
 from summerlm.recipes.opening import Run, open_run, open_tokenizer
-from summerlm.recipes.pretrain import equip, hooks_of_each_step, make_steps
+from summerlm.recipes.pretrain import Equipment, equip, hooks_of_each_step, make_steps
 from summerlm.recipes.recording import open_recorder
 from summerlm.recipes.settings import Settings, derive
 from summerlm.train.loop import Event
@@ -135,7 +134,9 @@ def serve() -> int:
 def rehearse(
     settings: Settings, rows: int, micro_batches: Sequence[int], steps: int, folder: Path
 ) -> Findings:
-    """Make a run's steps here, and once what it does beside them: copy its state, measure.
+    """Make a run's steps here, and once what it does beside them: measure held-out text.
+
+    The saver of a run holds room for a copy of its state from the start, and so does this one's.
 
     Args:
         settings: The run's settings.
@@ -158,13 +159,13 @@ def rehearse(
         run = open_run(next(iter(kinds.values())), RunFolder(folder), ALONE, lambda _: None, stop)
         recorder = open_recorder(run, Console(quiet=True))
         held.callback(recorder.close)
-        parts = {
-            n: Rehearsal(replace(run, settings=changed), recorder, stop)
-            for n, changed in kinds.items()
-        }
-        for part in parts.values():
-            held.callback(part.close)
-        snapshot = Snapshot(run.tables, plan_pieces(run.tables, ALONE), rank=0)  # kept, as a run's
+        gear = equip(run, recorder, stop)
+        held.callback(gear.saver.close)
+        gear.loader.close()  # each kind of step opens its own
+        parts = {}
+        for n, changed in kinds.items():  # a second saver would hold a second copy of the state
+            parts[n] = Rehearsal(replace(run, settings=changed), gear, recorder, stop)
+            held.callback(parts[n].close)
         seconds: dict[int, list[float]] = {n: [] for n in kinds}
         for number in range(steps + len(kinds)):
             kind = micro_batches[number % len(kinds)]
@@ -172,9 +173,7 @@ def rehearse(
             if number >= len(kinds):
                 seconds[kind].append(took)
             if number == len(kinds):
-                snapshot.take()
-                snapshot.wait()
-                parts[kind].measure()
+                gear.watch.validate(parts[kind].event)
         return Findings(seconds, peak_memory(run.device), base)
 
 
@@ -228,34 +227,35 @@ class Rehearsal:
 
     Args:
         run: The run; its model may be another rehearsal's, too.
+        gear: What hangs on it; its data are opened anew, in rows of these steps.
         recorder: Where its events go.
         stop: Ends a wait for data.
+
+    Attributes:
+        event: The last step that was made.
     """
 
-    def __init__(self, run: Run, recorder: Recorder, stop: StopRequest) -> None:
-        self._run = run
-        self._gear = equip(run, recorder, stop)
-        self._steps = make_steps(run, self._gear, stop)
-        self._hooks = hooks_of_each_step(run, recorder, self._gear)
-        self._event: Event | None = None
+    event: Event
+
+    def __init__(self, run: Run, gear: Equipment, recorder: Recorder, stop: StopRequest) -> None:
+        self._loader = open_loader(
+            run.settings, run.sources, run.tokenizer, run.state_of_data, rank=0, world=1
+        )
+        gear = replace(gear, loader=self._loader)
+        self._steps = make_steps(run, gear, stop)
+        self._hooks = hooks_of_each_step(run, recorder, gear)
 
     def step(self) -> float:
         """Make a step, and all that happens after each; gives its seconds."""
         began = time.perf_counter()
-        self._event = next(self._steps)
+        self.event = next(self._steps)
         for hook in self._hooks:
-            hook(self._event)
+            hook(self.event)
         return time.perf_counter() - began
-
-    def measure(self) -> None:
-        """Measure held-out text after the last step that was made."""
-        assert self._event is not None, "a step was made"
-        self._gear.watch.validate(self._event)
 
     def close(self) -> None:
         """End its workers."""
-        self._gear.loader.close()
-        self._gear.saver.close()
+        self._loader.close()
 
 
 def _memory_before(settings: Settings) -> int:
